@@ -1,0 +1,62 @@
+# Everything a fresh machine needs is python3 (3.11 or later) with pip: the environment makes itself.
+.DEFAULT_GOAL := help
+.PHONY: help serve demo test check format bench proofs schema openapi events lock clean
+
+PYTHON ?= python3
+BIN := .venv/bin
+READY := .venv/ready
+
+help: ## print this list
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+# Installed again only when what is to be installed has changed.
+$(READY): requirements-dev.lock pyproject.toml
+	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-dev.lock
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+	@touch $@
+
+serve: $(READY) ## start the server on http://127.0.0.1:8003 (DATABASE_URL and REDIS_URL unset: embedded ones)
+	@exec $(BIN)/saas-litellm serve
+
+demo: $(READY) ## play the whole story against a freshly started server and print it
+	@exec $(BIN)/saas-litellm demo
+
+test: $(READY) ## run the test suite (TEST_DATABASE_URL and REDIS_URL set: on those servers)
+	@$(BIN)/pytest -m "not proof"
+
+check: $(READY) ## what CI checks: format, lint, types, tests
+	@$(BIN)/ruff format --check .
+	@$(BIN)/ruff check .
+	@$(BIN)/mypy
+	@$(BIN)/pytest -m "not proof"
+
+format: $(READY) ## format the code and mend what lint can mend
+	@$(BIN)/ruff format .
+	@$(BIN)/ruff check --fix .
+
+bench: $(READY) ## run the benchmarks of docs/benchmarks.md
+	@exec $(BIN)/python -m bench
+
+proofs: $(READY) ## run the slow proofs: kill loops, races, millions of events (PROOFS=short: fewer rounds)
+	@$(BIN)/pytest -m proof --timeout 3600
+
+schema: $(READY) ## write infra/sql/schema.sql from the migrations
+	@$(BIN)/python -c 'from infra import postgres; postgres.write_schema()'
+
+openapi: $(READY) ## write openapi.json from the routes
+	@$(BIN)/saas-litellm openapi > openapi.json.new && mv openapi.json.new openapi.json
+
+events: $(READY) ## print a stream: make events STREAM=job-...
+	@$(BIN)/saas-litellm events $(STREAM)
+
+# Keeps what is pinned already; `rm requirements*.lock` first to take everything anew.
+COMPILE := $(BIN)/pip-compile --quiet --strip-extras --allow-unsafe --no-header --no-annotate \
+	--no-emit-options --no-emit-index-url --no-emit-trusted-host
+lock: $(READY) ## pin what pyproject.toml asks for (requirements.lock, requirements-dev.lock)
+	@$(COMPILE) --output-file requirements.lock pyproject.toml
+	@$(COMPILE) --extra dev --constraint requirements.lock --output-file requirements-dev.lock pyproject.toml
+
+clean: ## remove the environment and every cache; ./data stays
+	rm -rf .venv build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
