@@ -1,0 +1,174 @@
+"""Every way in which a wish can be refused. The code is stable; its HTTP status is in api/problems.py.
+
+A refusal carries facts as fields, so that nobody has to parse prose. Accidents are no refusals.
+"""
+
+from dataclasses import dataclass, fields
+from typing import Any, ClassVar
+
+
+@dataclass(eq=False)
+class Refusal(Exception):
+    """A typed no. `facts` becomes extra top-level fields of the error answer."""
+
+    code: ClassVar[str]
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        return {field.name: getattr(self, field.name) for field in fields(self)}
+
+    def __str__(self) -> str:
+        return f"{self.code} {self.facts}" if self.facts else self.code
+
+
+@dataclass(eq=False)
+class NotFound(Refusal):
+    """There is no such thing: `resource` says what kind was looked for."""
+
+    code = "not_found"
+    resource: str
+
+
+@dataclass(eq=False)
+class AlreadyExists(Refusal):
+    """Another thing has this name, or once had it."""
+
+    code = "already_exists"
+    resource: str
+
+
+@dataclass(eq=False)
+class InvalidValue(Refusal):
+    """A well-formed value that means nothing here, such as an unknown provider."""
+
+    code = "invalid_value"
+    field: str
+
+
+@dataclass(eq=False)
+class OutOfBounds(Refusal):
+    """Only the decision could see that a value is too large; answered like any other failed validation."""
+
+    code = "validation_error"
+    field: str
+    message: str
+
+
+@dataclass(eq=False)
+class InUse(Refusal):
+    """Something else still refers to it."""
+
+    code = "in_use"
+
+
+@dataclass(eq=False)
+class Protected(Refusal):
+    """The house needs it: a default team, the last owner."""
+
+    code = "protected"
+
+
+@dataclass(eq=False)
+class Unauthorized(Refusal):
+    """No credential, or one that is unknown, revoked or expired."""
+
+    code = "unauthorized"
+
+
+@dataclass(eq=False)
+class Forbidden(Refusal):
+    """Another team's data."""
+
+    code = "forbidden"
+    team_id: str
+
+
+@dataclass(eq=False)
+class AdminRequired(Refusal):
+    """A virtual key asked for something only an administrator may do."""
+
+    code = "admin_required"
+
+
+@dataclass(eq=False)
+class RoleForbidden(Refusal):
+    """An administrator whose role does not allow this."""
+
+    code = "role_forbidden"
+
+
+@dataclass(eq=False)
+class SuspendedTeam(Refusal):
+    """The team may read its data and nothing else."""
+
+    code = "team_suspended"
+
+
+@dataclass(eq=False)
+class PausedTeam(Refusal):
+    """The team may read its data and come back later."""
+
+    code = "team_paused"
+
+
+@dataclass(eq=False)
+class SuspendedOrganization(Refusal):
+    """All teams of the organization may read and nothing else."""
+
+    code = "organization_suspended"
+
+
+@dataclass(eq=False)
+class PausedOrganization(Refusal):
+    """All teams of the organization may read and come back later."""
+
+    code = "organization_paused"
+
+
+@dataclass(eq=False)
+class JobClosed(Refusal):
+    """The job ended with another status."""
+
+    code = "job_closed"
+    status: str
+
+
+@dataclass(eq=False)
+class CallsInProgress(Refusal):
+    """A job is charged for what it used, which is not known while a call is running."""
+
+    code = "calls_in_progress"
+    running_calls: int
+
+
+@dataclass(eq=False)
+class ModelNotAllowed(Refusal):
+    """Unknown and not allowed look alike, on purpose."""
+
+    code = "model_not_allowed"
+    model: str | None
+    available_models: list[str]
+
+
+@dataclass(eq=False)
+class InsufficientCredits(Refusal):
+    """The account cannot set aside what this would cost."""
+
+    code = "insufficient_credits"
+    credits_needed: int
+    credits_available: int
+
+
+@dataclass(eq=False)
+class NotCharged(Refusal):
+    """Only a charged job can be refunded."""
+
+    code = "not_charged"
+
+
+@dataclass(eq=False)
+class RefundExceedsCharge(Refusal):
+    """All refunds of a job together never exceed its charge."""
+
+    code = "refund_exceeds_charge"
+    credits_refundable: int
