@@ -23,13 +23,14 @@ SECRET_FIELDS = re.compile(
 )
 SECRET_SHAPES = re.compile(
     r"""
-      (?<![A-Za-z0-9]) (?: sk | rk | pk | gsk | xai | hf | ghp | whsec ) [-_] [A-Za-z0-9+/=_\-]{4,}
-    | (?<![A-Za-z0-9]) (?: AIza | AKIA ) [A-Za-z0-9_\-]{12,}
-    | \b eyJ [A-Za-z0-9_\-]+ \. [A-Za-z0-9_\-]+ \. [A-Za-z0-9_\-]*   # a JSON web token
-    | (?<= Bearer\ ) \S+
-    | (?<= :// ) [^\s/:@]* : [^\s/@]+ (?= @ )                        # user and password of an address
+      \b (?: (?: sk | rk | pk | gsk | xai | hf | ghp | whsec ) [-_] [A-Za-z0-9+/=_\-]{4,}
+          | (?: AIza | AKIA ) [A-Za-z0-9_\-]{12,}
+          | eyJ [A-Za-z0-9_\-]+ \. [A-Za-z0-9_\-]+ \. [A-Za-z0-9_\-]*    # a JSON web token
+          | ( [Bb]earer\  ) \S+
+          )
+    | ( :// ) [^\s/:@]* : [^\s/@]+ (?= @ )                            # user and password of an address
     """,
-    re.VERBOSE | re.IGNORECASE,
+    re.VERBOSE,
 )
 # They tell each request, or each connection lent, at a level that ours takes for news.
 CHATTY = ("LiteLLM", "aiohttp.access", "httpcore", "httpx", "psycopg.pool")
@@ -91,7 +92,7 @@ def _harmless(name: str, value: Any) -> Any:
             return [_harmless(name, item) for item in value]
         case _:
             # Anything else becomes its text here: what is rendered later has not been looked at.
-            return SECRET_SHAPES.sub(HIDDEN, str(value)).encode(errors="replace").decode()
+            return SECRET_SHAPES.sub(rf"\1\2{HIDDEN}", str(value)).encode(errors="replace").decode()
 
 
 @lru_cache(1024)
