@@ -8,7 +8,6 @@ of their request.
 import logging
 import re
 import sys
-from collections.abc import Mapping
 from functools import lru_cache
 from typing import Any, BinaryIO, Literal
 
@@ -82,17 +81,24 @@ def hide_secrets(_logger: WrappedLogger, _method: str, event: EventDict) -> Even
 
 def _harmless(name: str, value: Any) -> Any:
     match value:
+        case str():
+            if _names_a_secret(name):
+                return HIDDEN
+            whole = value if value.isascii() else value.encode(errors="replace").decode()
+            return SECRET_SHAPES.sub(_hide, whole)
         case None | bool() | int() | float():
             return value
-        case _ if _names_a_secret(name):
-            return HIDDEN
-        case Mapping():
+        case dict():
             return {str(key): _harmless(str(key), item) for key, item in value.items()}
         case list() | tuple() | set() | frozenset():
             return [_harmless(name, item) for item in value]
         case _:
             # Anything else becomes its text here: what is rendered later has not been looked at.
-            return SECRET_SHAPES.sub(rf"\1\2{HIDDEN}", str(value)).encode(errors="replace").decode()
+            return _harmless(name, str(value))
+
+
+def _hide(secret: re.Match[str]) -> str:
+    return (secret[1] or secret[2] or "") + HIDDEN
 
 
 @lru_cache(1024)
