@@ -1,10 +1,10 @@
 """A job: the unit of charge. It groups LLM calls and is charged at most once.
 
-    created -> (call started -> attempt failed* -> call finished | call failed)* -> completed | failed | cancelled | expired
-       pending    in_progress
+    created -> (call started -> attempt failed* -> call finished | call failed)* -> completed | failed | cancelled
+    pending    in_progress                                                          | expired (which is failed)
 
 Ended jobs never reopen, but what happened is recorded all the same: a provider's answer that comes after the end of
-its job is still a fact. Decisions that also touch the credit account are in completion.py.
+its job is still a fact. Decisions that also touch the credit account are in charging.py.
 """
 
 from collections.abc import Mapping

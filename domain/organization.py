@@ -74,6 +74,13 @@ OrganizationEvent = (
     | TeamLeft
 )
 
+_STATUS_AFTER: dict[type[OrganizationEvent], Status] = {
+    OrganizationSuspended: "suspended",
+    OrganizationPaused: "paused",
+    OrganizationResumed: "active",
+    OrganizationDeleted: "inactive",
+}
+
 # -- state ---------------------------------------------------------------------------------------------------
 
 
@@ -109,14 +116,8 @@ def evolve(organization: Organization | None, event: OrganizationEvent) -> Organ
             return replace(organization, teams=organization.teams - 1)
         case OrganizationChanged(name=name, metadata=metadata, default_model=default_model):
             return replace(organization, name=name, metadata=metadata, default_model=default_model, updated_at=event.at)
-        case OrganizationSuspended():
-            return replace(organization, status="suspended", updated_at=event.at)
-        case OrganizationPaused():
-            return replace(organization, status="paused", updated_at=event.at)
-        case OrganizationResumed():
-            return replace(organization, status="active", updated_at=event.at)
-        case OrganizationDeleted():
-            return replace(organization, status="inactive", updated_at=event.at)
+        case OrganizationSuspended() | OrganizationPaused() | OrganizationResumed() | OrganizationDeleted():
+            return replace(organization, status=_STATUS_AFTER[type(event)], updated_at=event.at)
 
 
 # -- commands ------------------------------------------------------------------------------------------------

@@ -161,6 +161,13 @@ TeamEvent = (
     | AutoRefillSet
 )
 
+_STATUS_AFTER: dict[type[TeamEvent], Status] = {
+    TeamSuspended: "suspended",
+    TeamPaused: "paused",
+    TeamResumed: "active",
+    TeamDeleted: "inactive",
+}
+
 # -- state ---------------------------------------------------------------------------------------------------
 
 
@@ -232,16 +239,10 @@ def evolve(team: Team | None, event: TeamEvent) -> Team:
     assert team is not None, "a team's history starts with TeamCreated"
     team = replace(team, updated_at=event.at)
     match event:
+        case TeamSuspended() | TeamPaused() | TeamResumed() | TeamDeleted():
+            return replace(team, status=_STATUS_AFTER[type(event)])
         case TeamChanged(team_alias=team_alias, metadata=metadata, default_model=default_model):
             return replace(team, team_alias=team_alias, metadata=metadata, default_model=default_model)
-        case TeamSuspended():
-            return replace(team, status="suspended")
-        case TeamPaused():
-            return replace(team, status="paused")
-        case TeamResumed():
-            return replace(team, status="active")
-        case TeamDeleted():
-            return replace(team, status="inactive")
         case ModelAccessAssigned(model_groups=model_groups, access_groups=access_groups):
             return replace(team, model_groups=model_groups, access_groups=access_groups)
         case LimitsSet(rpm_limit=rpm_limit, tpm_limit=tpm_limit):
