@@ -8,9 +8,12 @@
 Every movement carries the remaining and held credits that it left behind: a line of the journal explains itself, and
 an auditor's replay has something to disagree with. How much of the hold belongs to which job is the job's own
 knowledge; the account needs only the sum, so it stays small however many jobs are open.
+
+Credits that end are spent first, soonest end first, by charges and by corrections alike. So what is left of them is
+always part of what remains, and a top-up is never eaten by a grant that ended long before it.
 """
 
-from datetime import datetime
+from datetime import UTC, date, datetime, time, timedelta
 from decimal import Decimal
 from typing import Literal
 
@@ -20,6 +23,7 @@ from msgspec.structs import replace
 from domain.errors import AlreadyExists, InsufficientCredits, InvalidValue, NotFound
 from domain.event import Command, Event, State, derived_id
 from domain.pricing import Terms
+from domain.team import RefillPeriod, Team, require_team
 
 GrantKind = Literal["allocation", "subscription_payment", "one_time_payment"]
 
@@ -43,6 +47,8 @@ class CreditMovement(Event):
 
 
 class CreditsGranted(CreditMovement):
+    """`refill_period` is the first day of the period that an automatic refill is for."""
+
     kind: GrantKind
     source: str | None = None
     reason: str | None = None
@@ -61,7 +67,7 @@ class HoldReleased(CreditMovement):
 
 
 class GrantShare(msgspec.Struct, frozen=True):
-    """How much of a charge came out of an expiring grant."""
+    """How much of a charge or a correction came out of an expiring grant."""
 
     grant_id: str
     credits: int
@@ -88,6 +94,7 @@ class CreditsAdjusted(CreditMovement):
 
     reason: str | None = None
     reference: str | None = None
+    from_grants: tuple[GrantShare, ...] = ()
 
 
 class CreditsExpired(CreditMovement):
@@ -172,7 +179,12 @@ def evolve(account: Account | None, event: CreditEvent) -> Account:
         case CreditsRefunded(credits=credits):
             return replace(account, used=account.used - credits, updated_at=event.at)
         case CreditsAdjusted(credits=credits):
-            return replace(account, allocated=account.allocated + credits, updated_at=event.at)
+            return replace(
+                account,
+                allocated=account.allocated + credits,
+                expiring=_spend(account.expiring, event.from_grants),
+                updated_at=event.at,
+            )
         case CreditsExpired(credits=credits, grant_id=grant_id):
             return replace(
                 account,
@@ -184,8 +196,9 @@ def evolve(account: Account | None, event: CreditEvent) -> Account:
 
 def _granted(account: Account, event: CreditsGranted) -> Account:
     changed = replace(account, allocated=account.allocated + event.credits, updated_at=event.at)
-    if event.expires_at is not None:
-        grant = ExpiringGrant(event.transaction_id, event.credits, event.expires_at)
+    left = min(event.credits, changed.remaining)  # what pays an overdraft back is spent at once
+    if event.expires_at is not None and left > 0:
+        grant = ExpiringGrant(event.transaction_id, left, event.expires_at)
         soonest_first = sorted((*account.expiring, grant), key=lambda each: (each.expires_at, each.grant_id))
         changed = replace(changed, expiring=tuple(soonest_first))
     if event.payment_reference is not None:
@@ -223,7 +236,7 @@ def _spend(expiring: tuple[ExpiringGrant, ...], shares: tuple[GrantShare, ...]) 
 
 
 class GrantCredits(Command):
-    """`refill_period` names the day, week or month that this grant refills: each is refilled once."""
+    """`refill_period` is the first day (ISO date) of the period that this grant refills: each is refilled once."""
 
     transaction_id: str
     credits: int
@@ -234,6 +247,10 @@ class GrantCredits(Command):
     payment_reference: str | None = None
     expires_at: datetime | None = None
     refill_period: str | None = None
+
+
+class RefillCredits(Command):
+    transaction_id: str
 
 
 class AdjustCredits(Command):
@@ -273,7 +290,7 @@ def grant_credits(account: Account | None, command: GrantCredits) -> list[Event]
         raise InvalidValue("credits")
     if command.payment_reference is not None and command.payment_reference in account.payments:
         return []
-    if command.refill_period is not None and command.refill_period == account.last_refill_period:
+    if command.refill_period is not None and command.refill_period <= (account.last_refill_period or ""):
         return []
     return [
         CreditsGranted(
@@ -295,6 +312,32 @@ def grant_credits(account: Account | None, command: GrantCredits) -> list[Event]
     ]
 
 
+def refill_credits(
+    account: Account | None, team: Team | None, command: RefillCredits
+) -> tuple[list[Event], list[Event]]:
+    """Grants what auto-refill promised for the current period, once, however many processes ask.
+
+    Periods that began before it was switched on are not refilled, and periods slept through are not made up for.
+    """
+    refill = require_team(team).auto_refill
+    if not refill.enabled or refill.refill_credits is None or refill.refill_period is None or refill.set_at is None:
+        return [], []
+    first_day = _first_day(refill.refill_period, command.at)
+    if datetime.combine(first_day, time(), UTC) < refill.set_at:
+        return [], []
+    grant = GrantCredits(
+        at=command.at,
+        by=command.by,
+        request=command.request,
+        transaction_id=command.transaction_id,
+        credits=refill.refill_credits,
+        source="refill",
+        reason=f"{refill.refill_period} refill",
+        refill_period=first_day.isoformat(),
+    )
+    return grant_credits(account, grant), []
+
+
 def adjust_credits(account: Account | None, command: AdjustCredits) -> list[Event]:
     account = require_account(account)
     if command.credits == 0:
@@ -310,6 +353,7 @@ def adjust_credits(account: Account | None, command: AdjustCredits) -> list[Even
             held_credits=account.held,
             reason=command.reason,
             reference=command.reference,
+            from_grants=_shares(account.expiring, -command.credits),
         )
     ]
 
@@ -328,16 +372,19 @@ def set_allocation(account: Account | None, command: SetAllocation) -> list[Even
 
 
 def expire_credits(account: Account | None, command: ExpireCredits) -> list[Event]:
-    """What is unspent of grants past their end, and not set aside for an open job, is taken back."""
+    """What is unspent of grants past their end, and not set aside for an open job, is taken back.
+
+    What open jobs hold counts as held from the credits that end soonest, since it will be charged to them.
+    """
     account = require_account(account)
-    unheld = max(0, account.remaining - account.held)
-    remaining = account.remaining
+    held, remaining = account.held, account.remaining
     events: list[Event] = []
     for grant in account.expiring:
-        credits = min(grant.credits_left, unheld)
-        if grant.expires_at > command.at or credits == 0:
+        kept = min(grant.credits_left, held)
+        held -= kept
+        credits = grant.credits_left - kept
+        if grant.expires_at > command.at or not credits:
             continue
-        unheld -= credits
         remaining -= credits
         events.append(
             CreditsExpired(
@@ -354,7 +401,7 @@ def expire_credits(account: Account | None, command: ExpireCredits) -> list[Even
     return events
 
 
-# -- movements that belong to a job: decided with the job, in job.py and completion.py -----------------------
+# -- movements that belong to a job: decided with the job, in charging.py ------------------------------------
 
 
 def hold(
@@ -369,9 +416,7 @@ def hold(
     """Sets credits aside for a job, or refuses: the check and the hold are one step."""
     if credits <= 0:
         return []
-    available = account.available(overdraft_credits)
-    if available is not None and credits > available:
-        raise InsufficientCredits(credits_needed=credits, credits_available=available)
+    require_available(account, credits, overdraft_credits)
     return [
         CreditsHeld(
             at=at,
@@ -460,7 +505,7 @@ def _shares(expiring: tuple[ExpiringGrant, ...], credits: int) -> tuple[GrantSha
     """Credits that end soonest are spent first."""
     shares: list[GrantShare] = []
     for grant in expiring:
-        if credits == 0:
+        if credits <= 0:
             break
         share = min(credits, grant.credits_left)
         shares.append(GrantShare(grant.grant_id, share))
@@ -468,7 +513,25 @@ def _shares(expiring: tuple[ExpiringGrant, ...], credits: int) -> tuple[GrantSha
     return tuple(shares)
 
 
+def _first_day(period: RefillPeriod, at: datetime) -> date:
+    """When the day, ISO week or month of this moment began, in UTC."""
+    today = at.astimezone(UTC).date()
+    match period:
+        case "daily":
+            return today
+        case "weekly":
+            return today - timedelta(days=today.weekday())
+        case "monthly":
+            return today.replace(day=1)
+
+
 def require_account(account: Account | None) -> Account:
     if account is None:
         raise NotFound("team")
     return account
+
+
+def require_available(account: Account, credits: int, overdraft_credits: int | None) -> None:
+    available = account.available(overdraft_credits)
+    if available is not None and credits > available:
+        raise InsufficientCredits(credits_needed=credits, credits_available=available)

@@ -184,6 +184,8 @@ class VirtualKey(Record):
 
 
 class AutoRefill(Record):
+    """`set_at` is since when it has been running in this rhythm; another amount does not begin it anew."""
+
     enabled: bool = False
     refill_credits: int | None = None
     refill_period: RefillPeriod | None = None
@@ -256,11 +258,13 @@ def evolve(team: Team | None, event: TeamEvent) -> Team:
             ended = (replace(key, ends_at=ends_at) if key.key_id == key_id else key for key in team.keys)
             return replace(team, keys=tuple(ended))
         case AutoRefillSet(enabled=enabled, refill_credits=refill_credits, refill_period=refill_period):
+            now = team.auto_refill
+            goes_on = enabled and now.enabled and now.refill_period == refill_period
             refill = AutoRefill(
                 enabled=enabled,
                 refill_credits=refill_credits,
                 refill_period=refill_period,
-                set_at=event.at,
+                set_at=now.set_at if goes_on else event.at,
             )
             return replace(team, auto_refill=refill)
 
@@ -306,7 +310,7 @@ class RevokeKey(Command):
 
 
 class RotateKey(Command):
-    """Replaces a key, or the oldest active one when `replaces` is None; the old one lives on until `old_ends_at`."""
+    """Replaces a key, or the oldest active one when `replaces` is None; the old one ends at `old_ends_at`."""
 
     key_id: str
     key_hash: str
@@ -408,7 +412,7 @@ def rotate_key(team: Team | None, owner: KeyOwner | None, command: RotateKey) ->
         name=old.name,
         replaces=old.key_id,
     )
-    if old.is_active(command.at):
+    if old.ends_at is None or command.old_ends_at < old.ends_at:  # an end that was set is never put off
         ended = VirtualKeyRevoked(at=command.at, team_id=team.team_id, key_id=old.key_id, ends_at=command.old_ends_at)
         issued.append(ended)
     return issued, claimed
