@@ -1,0 +1,233 @@
+"""Jobs with their running totals: one row a job, kept up to date by every event of its stream."""
+
+from collections.abc import Iterable, Mapping
+from datetime import datetime
+from decimal import Decimal
+
+import msgspec
+
+from domain.event import Json
+from domain.job import (
+    CallFailed,
+    CallFinished,
+    CallStarted,
+    ChargeRefunded,
+    JobCancelled,
+    JobCompleted,
+    JobCreated,
+    JobEnd,
+    JobExpired,
+    JobFailed,
+    MetadataMerged,
+)
+from domain.pricing import ZERO, add
+from projections.projection import Batch, Projection, Statement
+
+DDL = """
+create table jobs (
+    job_id             uuid primary key,
+    team_id            text not null,
+    organization_id    text not null,
+    user_id            text,
+    external_task_id   text,
+    job_type           text not null,
+    status             text not null,
+    created_at         timestamptz not null,
+    started_at         timestamptz,
+    completed_at       timestamptz,
+    active_at          timestamptz not null,
+    error_message      text,
+    models_used        text[] not null default '{}',
+    metadata           jsonb not null,
+    credit_applied     boolean not null default false,
+    credits_charged    bigint not null default 0,
+    credits_refunded   bigint not null default 0,
+    running_calls      integer not null default 0,
+    successful_calls   integer not null default 0,
+    failed_calls       integer not null default 0,
+    rejected_calls     integer not null default 0,
+    total_tokens       bigint not null default 0,
+    latency_ms         bigint not null default 0,
+    latencies          integer not null default 0,
+    provider_cost_usd  numeric not null default 0,
+    client_cost_usd    numeric not null default 0
+);
+create index jobs_by_team on jobs (team_id, created_at desc, job_id);
+create index jobs_by_organization on jobs (organization_id, created_at desc, job_id);
+create index jobs_by_time on jobs (created_at desc, job_id);
+create index jobs_open on jobs (active_at) where status in ('pending', 'in_progress');
+"""
+
+_INSERT = """
+insert into jobs (job_id, team_id, organization_id, user_id, external_task_id, job_type, status, created_at, active_at,
+                  metadata)
+select job_id, team_id, organization_id, user_id, external_task_id, job_type, 'pending', created_at, created_at,
+       metadata
+from json_to_recordset(%s) as row (
+    job_id uuid, team_id text, organization_id text, user_id text, external_task_id text, job_type text,
+    created_at timestamptz, metadata jsonb)
+"""
+
+_UPDATE = """
+update jobs
+set status = coalesce(change.status, jobs.status),
+    started_at = coalesce(jobs.started_at, change.started_at),
+    completed_at = coalesce(jobs.completed_at, change.completed_at),
+    active_at = change.active_at,
+    error_message = coalesce(change.error_message, jobs.error_message),
+    models_used = jobs.models_used || array(
+        select model from unnest(change.models_used) as model where model <> all (jobs.models_used)),
+    metadata = jobs.metadata || change.metadata,
+    credit_applied = jobs.credit_applied or change.credit_applied,
+    credits_charged = jobs.credits_charged + change.credits_charged,
+    credits_refunded = jobs.credits_refunded + change.credits_refunded,
+    running_calls = jobs.running_calls + change.running_calls,
+    successful_calls = jobs.successful_calls + change.successful_calls,
+    failed_calls = jobs.failed_calls + change.failed_calls,
+    rejected_calls = jobs.rejected_calls + change.rejected_calls,
+    total_tokens = jobs.total_tokens + change.total_tokens,
+    latency_ms = jobs.latency_ms + change.latency_ms,
+    latencies = jobs.latencies + change.latencies,
+    provider_cost_usd = jobs.provider_cost_usd + change.provider_cost_usd,
+    client_cost_usd = jobs.client_cost_usd + change.client_cost_usd
+from json_to_recordset(%s) as change (
+    job_id uuid, status text, started_at timestamptz, completed_at timestamptz, active_at timestamptz,
+    error_message text, models_used text[], metadata jsonb, credit_applied boolean, credits_charged bigint,
+    credits_refunded bigint, running_calls integer, successful_calls integer, failed_calls integer,
+    rejected_calls integer, total_tokens bigint, latency_ms bigint, latencies integer, provider_cost_usd numeric,
+    client_cost_usd numeric)
+where jobs.job_id = change.job_id
+"""
+
+
+class JobRow(msgspec.Struct):
+    job_id: str
+    team_id: str
+    organization_id: str
+    user_id: str | None
+    external_task_id: str | None
+    job_type: str
+    created_at: datetime
+    metadata: Mapping[str, Json]
+
+
+class JobChange(msgspec.Struct):
+    """What a batch changes in one job."""
+
+    job_id: str
+    active_at: datetime
+    status: str | None = None
+    started_at: datetime | None = None
+    completed_at: datetime | None = None
+    error_message: str | None = None
+    models_used: list[str] = []
+    metadata: dict[str, Json] = {}
+    credit_applied: bool = False
+    credits_charged: int = 0
+    credits_refunded: int = 0
+    running_calls: int = 0
+    successful_calls: int = 0
+    failed_calls: int = 0
+    rejected_calls: int = 0
+    total_tokens: int = 0
+    latency_ms: int = 0
+    latencies: int = 0
+    provider_cost_usd: Decimal = ZERO
+    client_cost_usd: Decimal = ZERO
+
+
+def project(batch: Batch) -> Iterable[Statement]:
+    yield _INSERT, [_job_row(event) for event in batch.of(JobCreated)]
+    yield _UPDATE, _changes(batch)
+
+
+def _job_row(event: JobCreated) -> JobRow:
+    return JobRow(
+        job_id=event.job_id,
+        team_id=event.team_id,
+        organization_id=event.organization_id,
+        user_id=event.user_id,
+        external_task_id=event.external_task_id,
+        job_type=event.job_type,
+        created_at=event.at,
+        metadata=event.metadata,
+    )
+
+
+_CHANGING = (
+    CallStarted,
+    CallFinished,
+    CallFailed,
+    MetadataMerged,
+    JobCompleted,
+    JobFailed,
+    JobCancelled,
+    JobExpired,
+    ChargeRefunded,
+)
+
+
+def _changes(batch: Batch) -> list[JobChange]:
+    changes: dict[str, JobChange] = {}
+    for recorded in batch.recorded(*_CHANGING):
+        event = recorded.event
+        assert isinstance(event, _CHANGING)
+        change = changes.get(event.job_id)
+        if change is None:
+            change = changes[event.job_id] = JobChange(event.job_id, event.at)
+        if not isinstance(event, ChargeRefunded):
+            change.active_at = event.at
+        _change(change, event)
+    return list(changes.values())
+
+
+def _change(
+    change: JobChange,
+    event: CallStarted | CallFinished | CallFailed | MetadataMerged | JobEnd | ChargeRefunded,
+) -> None:
+    match event:
+        case CallStarted():
+            change.status = "in_progress"
+            change.started_at = change.started_at or event.at
+            change.running_calls += 1
+            if event.model not in change.models_used:
+                change.models_used.append(event.model)
+        case CallFinished():
+            change.running_calls -= 1
+            change.successful_calls += 1
+            change.total_tokens += event.prompt_tokens + event.completion_tokens
+            change.latency_ms += event.latency_ms
+            change.latencies += 1
+            change.provider_cost_usd = add(change.provider_cost_usd, event.provider_cost_usd)
+            change.client_cost_usd = add(change.client_cost_usd, event.client_cost_usd)
+        case CallFailed():
+            change.running_calls -= 1
+            change.failed_calls += 1
+            change.rejected_calls += event.error == "request_rejected"
+            change.latency_ms += event.latency_ms or 0
+            change.latencies += event.latency_ms is not None
+            change.provider_cost_usd = add(change.provider_cost_usd, event.provider_cost_usd)
+        case MetadataMerged():
+            change.metadata.update(event.metadata)
+        case ChargeRefunded():
+            change.credits_refunded += event.credits
+        case JobEnd():
+            change.status, change.error_message = _end(event)
+            change.completed_at = event.at
+            change.credit_applied = event.credit_applied
+            change.credits_charged = event.credits_charged
+
+
+def _end(event: JobEnd) -> tuple[str, str | None]:
+    match event:
+        case JobFailed(error_message=error_message):
+            return "failed", error_message
+        case JobCancelled(reason=reason):
+            return "cancelled", reason
+        case JobExpired():
+            return "failed", "expired"
+        case _:
+            return "completed", None
+
+
+JOBS = Projection(name="jobs", version=1, tables=("jobs",), ddl=DDL, project=project)
