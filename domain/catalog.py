@@ -356,15 +356,16 @@ def resolve(
     name = requested or team.default_model or (organization.default_model if organization else None)
     if name is None:
         name = min((alias.model_alias for alias in usable_aliases(catalog, team, open_aliases)), default=None)
-    if name is not None:
-        alias = catalog.aliases.get(name)
-        if alias is not None and is_usable(catalog, alias, team, open_aliases):
-            return Resolution(name, (_alias_target(alias),))
-        group = catalog.model_groups.get(name)
-        if group is not None and may_use_group(group, team):
-            targets, _ = group_targets(catalog, group, team, open_aliases)
-            if targets:
-                return Resolution(name, tuple(targets))
+    if name is None:
+        raise ModelNotAllowed(model=None, available_models=[])
+    alias = catalog.aliases.get(name)
+    if alias is not None and is_usable(catalog, alias, team, open_aliases):
+        return Resolution(name, (_alias_target(alias),))
+    group = catalog.model_groups.get(name)
+    if group is not None and may_use_group(group, team):
+        targets, _ = group_targets(catalog, group, team, open_aliases)
+        if targets:
+            return Resolution(name, tuple(targets))
     raise ModelNotAllowed(model=name, available_models=available_models(catalog, team, open_aliases))
 
 
@@ -419,9 +420,13 @@ def may_use_group(group: ModelGroup, team: Team) -> bool:
 
 
 def available_models(catalog: Catalog, team: Team, open_aliases: bool) -> list[str]:
-    """Names of the aliases and groups that the team may call, sorted."""
+    """Names of the aliases and groups that the team may call, sorted; a group that reaches no model is no help."""
     aliases = {alias.model_alias for alias in usable_aliases(catalog, team, open_aliases)}
-    groups = {name for name, group in catalog.model_groups.items() if may_use_group(group, team)}
+    groups = {
+        name
+        for name, group in catalog.model_groups.items()
+        if may_use_group(group, team) and group_targets(catalog, group, team, open_aliases)[0]
+    }
     return sorted(aliases | groups)
 
 
@@ -438,7 +443,7 @@ def _alias_target(alias: Alias, name: str | None = None) -> Target:
         alias=alias.model_alias,
         provider=terms.provider,
         model=terms.actual_model,
-        price=terms.price or Price(ZERO, ZERO),
+        price=terms.price or Price(terms.pricing_input or ZERO, terms.pricing_output or ZERO),
         unpriced=terms.price is None,
         credential_name=terms.credential_name,
         api_base=terms.api_base,

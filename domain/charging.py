@@ -15,8 +15,8 @@ from typing import Any
 
 from domain import credit
 from domain.catalog import EMPTY, Catalog, resolve
-from domain.credit import Account, require_account
-from domain.errors import CallsInProgress, NotCharged, RefundExceedsCharge
+from domain.credit import Account, require_account, require_available
+from domain.errors import CallsInProgress, JobClosed, NotCharged, NotFound, RefundExceedsCharge
 from domain.event import Command, Event, Json, JsonObject, derived_id
 from domain.job import (
     RESULT,
@@ -103,10 +103,14 @@ def start_call(
 ) -> tuple[list[Event], list[Event], list[Event], list[Event], list[Event]]:
     """Checks in the contract's order (job, model, credits), then holds credits and puts the intent on record.
 
+    A call that was started already is not started again.
+
     Raises:
         JobClosed, ModelNotAllowed, InsufficientCredits: and nothing is held.
     """
     job, account, team = require_job(job), require_account(account), require_team(team)
+    if job.knows_call(command.call_id):
+        return [], [], [], [], []
     require_active(team, organization)
     require_open(job)
     resolution = resolve(catalog or EMPTY, team, organization, command.model, open_aliases=command.open_aliases)
@@ -166,28 +170,22 @@ def complete_job(
         CallsInProgress: what it used is not known yet.
         InsufficientCredits: it made no call, so nothing was held, and there is no credit to charge.
     """
-    job, account, team = require_job(job), require_account(account), require_team(team)
+    job, account = require_job(job), require_account(account)
     if job.status == "completed":
         return [], [], []
     require_open(job)
+    if team is None or team.status == "inactive":
+        raise JobClosed("cancelled")  # as all open jobs of a deleted team are about to be
     if job.running:
         raise CallsInProgress(len(job.running))
     terms = job.terms or team.budget.terms
     if not _is_due(job, terms):
         return *_end_uncharged(JobCompleted, job, account, command), []
-    held = job.held_credits
     credits = credits_for(terms, job.client_cost_usd, job.tokens)
     if not job.total_calls:
         # Nothing was held for a job without a call, so here is where its credit is looked for.
-        credit.hold(
-            account,
-            at=command.at,
-            transaction_id=command.charge_id,
-            job_id=job.job_id,
-            credits=credits,
-            overdraft_credits=team.budget.overdraft_credits,
-        )
-    charged = _charge(job, account, command.at, command.charge_id, credits, held, terms)
+        require_available(account, credits, team.budget.overdraft_credits)
+    charged = _charge(job, account, command.at, command.charge_id, credits, terms)
     ended = JobCompleted(
         **_end(job, command.at, credit_applied=True, credits=credits, remaining=account.remaining - credits)
     )
@@ -221,7 +219,7 @@ def expire_job(job: Job | None, account: Account | None, command: ExpireJob) -> 
     if terms is None or terms.mode == "job_based" or not job.successful_calls:
         return _end_uncharged(JobExpired, job, account, command)
     credits = credits_for(terms, job.client_cost_usd, job.tokens)
-    charged = _charge(job, account, command.at, command.charge_id, credits, job.held_credits, terms)
+    charged = _charge(job, account, command.at, command.charge_id, credits, terms)
     ended = JobExpired(
         **_end(job, command.at, credit_applied=True, credits=credits, remaining=account.remaining - credits)
     )
@@ -232,10 +230,13 @@ def refund_job(job: Job | None, account: Account | None, command: RefundJob) -> 
     """Gives back some or all of a charge.
 
     Raises:
-        NotCharged: there is nothing to give back, or nothing is left of it.
-        RefundExceedsCharge: all refunds together would exceed the charge.
+        NotFound: the account's team has no such job.
+        NotCharged: there is nothing to give back.
+        RefundExceedsCharge: all refunds together would exceed the charge, or nothing is left of it.
     """
     job, account = require_job(job), require_account(account)
+    if job.team_id != account.team_id:
+        raise NotFound("job")
     refundable = job.credits_charged - job.credits_refunded
     credits = refundable if command.credits is None else command.credits
     if not job.credits_charged:
@@ -262,16 +263,14 @@ def _is_due(job: Job, terms: Terms) -> bool:
     return job.failed_calls == job.rejected_calls
 
 
-def _charge(
-    job: Job, account: Account, at: datetime, charge_id: str, credits: int, held: int, terms: Terms
-) -> list[Event]:
+def _charge(job: Job, account: Account, at: datetime, charge_id: str, credits: int, terms: Terms) -> list[Event]:
     return credit.settle(
         account,
         at=at,
         transaction_id=charge_id,
         job_id=job.job_id,
         credits=credits,
-        held_credits=held,
+        held_credits=job.held_credits,
         terms=terms,
         client_cost_usd=job.client_cost_usd,
         tokens=job.tokens,
@@ -310,7 +309,5 @@ def _labels(job: Job, command: Command) -> list[Event]:
     """Metadata and result that came with the end of a job."""
     if not isinstance(command, EndJob):
         return []
-    metadata = dict(command.metadata)
-    if command.result is not None and command.result not in ("", [], {}):
-        metadata[RESULT] = command.result
-    return metadata_events(job, command.at, metadata)
+    result = None if command.result in (None, "", [], {}) else {RESULT: command.result}
+    return metadata_events(job, command.at, command.metadata, result)

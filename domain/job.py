@@ -26,7 +26,7 @@ CallError = Literal["provider_error", "request_rejected", "timeout", "interrupte
 FinishReason = Literal["stop", "length", "content_filter", "tool_calls", "cancelled"]
 
 MAX_METADATA_BYTES = 10 * 1024
-RESULT = "result"  # the metadata key of a job's result, which has a limit of its own at the door
+RESULT = "result"  # the metadata key of what a completed job brought, which has a limit of its own at the door
 
 # -- events --------------------------------------------------------------------------------------------------
 
@@ -251,6 +251,9 @@ class Job(State):
     def call(self, call_id: str) -> EndedCall | None:
         return next((call for call in self.ended if call.call_id == call_id), None)
 
+    def knows_call(self, call_id: str) -> bool:
+        return call_id in self.running or self.call(call_id) is not None
+
 
 def evolve(job: Job | None, event: JobEvent) -> Job:
     """What the job is after this event, whatever the rules say today."""
@@ -316,7 +319,9 @@ def _started(job: Job, event: CallStarted) -> Job:
 
 
 def _finished(job: Job, event: CallFinished) -> Job:
-    call, running = _take(job.running, event.call_id)
+    call = job.running.get(event.call_id)
+    if call is None:
+        return job  # a second end adds nothing; that it is there is the auditor's question
     tokens = event.prompt_tokens + event.completion_tokens
     ended = EndedCall(
         call_id=call.call_id,
@@ -333,7 +338,7 @@ def _finished(job: Job, event: CallFinished) -> Job:
     return replace(
         job,
         active_at=event.at,
-        running=running,
+        running=_without(job.running, event.call_id),
         ended=(*job.ended, ended),
         successful_calls=job.successful_calls + 1,
         tokens=job.tokens + tokens,
@@ -345,7 +350,9 @@ def _finished(job: Job, event: CallFinished) -> Job:
 
 
 def _failed(job: Job, event: CallFailed) -> Job:
-    call, running = _take(job.running, event.call_id)
+    call = job.running.get(event.call_id)
+    if call is None:
+        return job  # a second end adds nothing; that it is there is the auditor's question
     ended = EndedCall(
         call_id=call.call_id,
         model=call.model,
@@ -358,7 +365,7 @@ def _failed(job: Job, event: CallFailed) -> Job:
     return replace(
         job,
         active_at=event.at,
-        running=running,
+        running=_without(job.running, event.call_id),
         ended=(*job.ended, ended),
         failed_calls=job.failed_calls + 1,
         rejected_calls=job.rejected_calls + (event.error == "request_rejected"),
@@ -381,9 +388,8 @@ def _ended(job: Job, event: JobEnd, status: Status, error_message: str | None) -
     )
 
 
-def _take(running: Mapping[str, RunningCall], call_id: str) -> tuple[RunningCall, dict[str, RunningCall]]:
-    rest = dict(running)
-    return rest.pop(call_id), rest
+def _without(running: Mapping[str, RunningCall], call_id: str) -> dict[str, RunningCall]:
+    return {key: call for key, call in running.items() if key != call_id}
 
 
 # -- commands ------------------------------------------------------------------------------------------------
@@ -539,12 +545,16 @@ def merge_metadata(job: Job | None, command: MergeMetadata) -> list[Event]:
     return metadata_events(job, command.at, command.metadata)
 
 
-def metadata_events(job: Job, at: datetime, metadata: JsonObject) -> list[Event]:
-    """The event that merges this into the job's metadata, or nothing when there is nothing to merge."""
-    if not metadata:
+def metadata_events(job: Job, at: datetime, metadata: JsonObject, result: JsonObject | None = None) -> list[Event]:
+    """The event that merges this into the job's metadata, or nothing when there is nothing to merge.
+
+    Only a `result` handed over as such may be large.
+    """
+    if not metadata and not result:
         return []
-    require_small({**job.metadata, **metadata})
-    return [MetadataMerged(at=at, job_id=job.job_id, metadata=metadata)]
+    require_small(metadata)
+    require_small({key: value for key, value in {**job.metadata, **metadata}.items() if key != RESULT})
+    return [MetadataMerged(at=at, job_id=job.job_id, metadata={**metadata, **(result or {})})]
 
 
 def price_call(job: Job, target: Target, prompt_tokens: int, completion_tokens: int) -> CallCost:
@@ -575,9 +585,8 @@ def require_terms(job: Job) -> Terms:
 
 
 def require_small(metadata: JsonObject) -> None:
-    """Metadata is a label, not a store: 10 KB as compact JSON, the result not counted."""
-    labels = {key: value for key, value in metadata.items() if key != RESULT}
-    if len(msgspec.json.encode(labels)) > MAX_METADATA_BYTES:
+    """Metadata is a label, not a store: 10 KB as compact JSON."""
+    if len(msgspec.json.encode(metadata)) > MAX_METADATA_BYTES:
         raise OutOfBounds("metadata", f"metadata is larger than {MAX_METADATA_BYTES} bytes")
 
 
