@@ -2,14 +2,18 @@
 
 from collections.abc import Mapping
 from datetime import datetime
-from typing import Any, dataclass_transform
+from typing import Any, TypeVar, dataclass_transform
 from uuid import UUID, uuid5
 
 import msgspec
+from msgspec import UNSET, UnsetType
+from msgspec.structs import replace
 
 Json = Any
 """Whatever JSON can say; ours only to keep and give back."""
 JsonObject = Mapping[str, Json]
+Unset = UnsetType
+"""In a command: leave it as it is, where None would say something."""
 
 
 class _Sealed(msgspec.StructMeta):
@@ -47,6 +51,19 @@ class Command(Record):
 
 class State(Record):
     """What the events of one stream add up to. Cheap to copy: the hot ones stay of constant size."""
+
+
+Changed = TypeVar("Changed", bound=Record)
+
+
+def with_changes(record: Changed, command: Command, *fields: str) -> Changed:
+    """The record with what a command says of these fields.
+
+    Commands say only what shall change, and the decision lays it over what is: of two changes at once, neither
+    takes back the other.
+    """
+    said = {field: getattr(command, field) for field in fields}
+    return replace(record, **{field: value for field, value in said.items() if value is not UNSET})
 
 
 def derived_id(source_id: str, purpose: str) -> str:

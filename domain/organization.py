@@ -8,10 +8,11 @@ Its status binds all its teams without changing theirs.
 from datetime import datetime
 from typing import Literal
 
+from msgspec import UNSET
 from msgspec.structs import replace
 
 from domain.errors import AlreadyExists, InUse, NotFound, PausedOrganization, SuspendedOrganization
-from domain.event import Command, Event, JsonObject, State
+from domain.event import Command, Event, JsonObject, State, Unset, with_changes
 
 Status = Literal["active", "suspended", "paused", "inactive"]
 
@@ -131,11 +132,11 @@ class CreateOrganization(Command):
 
 
 class ChangeOrganization(Command):
-    """Every field as it shall be."""
+    """What is not set stays."""
 
-    name: str
-    metadata: JsonObject
-    default_model: str | None
+    name: str | Unset = UNSET
+    metadata: JsonObject | Unset = UNSET
+    default_model: str | Unset | None = UNSET
 
 
 class SetOrganizationStatus(Command):
@@ -166,16 +167,16 @@ def create_organization(organization: Organization | None, command: CreateOrgani
 
 def change_organization(organization: Organization | None, command: ChangeOrganization) -> list[Event]:
     organization = require_organization(organization)
-    wished = (command.name, command.metadata, command.default_model)
-    if wished == (organization.name, organization.metadata, organization.default_model):
+    changed = with_changes(organization, command, "name", "metadata", "default_model")
+    if changed == organization:
         return []
     return [
         OrganizationChanged(
             at=command.at,
             organization_id=organization.organization_id,
-            name=command.name,
-            metadata=command.metadata,
-            default_model=command.default_model,
+            name=changed.name,
+            metadata=changed.metadata,
+            default_model=changed.default_model,
         )
     ]
 

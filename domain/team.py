@@ -10,6 +10,7 @@ from datetime import datetime
 from decimal import Decimal
 from typing import Literal
 
+from msgspec import UNSET
 from msgspec.structs import replace
 
 from domain.errors import (
@@ -21,7 +22,7 @@ from domain.errors import (
     SuspendedTeam,
     Unauthorized,
 )
-from domain.event import Command, Event, JsonObject, Record, State
+from domain.event import Command, Event, JsonObject, Record, State, Unset, with_changes
 from domain.organization import Organization, require_active_organization
 from domain.pricing import ZERO, BudgetMode, ChargePolicy, Terms
 
@@ -277,11 +278,11 @@ def evolve_key(owner: KeyOwner | None, event: KeyClaimed) -> KeyOwner:
 
 
 class ChangeTeam(Command):
-    """Every field as it shall be."""
+    """What is not set stays."""
 
-    team_alias: str | None
-    metadata: JsonObject
-    default_model: str | None
+    team_alias: str | Unset | None = UNSET
+    metadata: JsonObject | Unset = UNSET
+    default_model: str | Unset | None = UNSET
 
 
 class SetTeamStatus(Command):
@@ -290,12 +291,25 @@ class SetTeamStatus(Command):
 
 
 class SetLimits(Command):
-    rpm_limit: int | None
-    tpm_limit: int | None
+    """What is not set stays; None follows the default."""
+
+    rpm_limit: int | Unset | None = UNSET
+    tpm_limit: int | Unset | None = UNSET
 
 
 class SetBudget(Command):
     budget: Budget
+
+
+class ChangeBudget(Command):
+    """What is not set stays; None means in each field what it means in a `Budget`."""
+
+    mode: BudgetMode | Unset = UNSET
+    credits_per_dollar: Decimal | Unset | None = UNSET
+    tokens_per_credit: int | Unset | None = UNSET
+    markup_percentage: Decimal | Unset = UNSET
+    overdraft_credits: int | Unset | None = UNSET
+    charge_policy: ChargePolicy | Unset = UNSET
 
 
 class IssueKey(Command):
@@ -330,16 +344,16 @@ class SetAutoRefill(Command):
 
 def change_team(team: Team | None, command: ChangeTeam) -> list[Event]:
     team = require_team(team)
-    wished = (command.team_alias, command.metadata, command.default_model)
-    if wished == (team.team_alias, team.metadata, team.default_model):
+    changed = with_changes(team, command, "team_alias", "metadata", "default_model")
+    if changed == team:
         return []
     return [
         TeamChanged(
             at=command.at,
             team_id=team.team_id,
-            team_alias=command.team_alias,
-            metadata=command.metadata,
-            default_model=command.default_model,
+            team_alias=changed.team_alias,
+            metadata=changed.metadata,
+            default_model=changed.default_model,
         )
     ]
 
@@ -354,9 +368,10 @@ def set_team_status(team: Team | None, command: SetTeamStatus) -> list[Event]:
 
 def set_limits(team: Team | None, command: SetLimits) -> list[Event]:
     team = require_team(team)
-    if (team.rpm_limit, team.tpm_limit) == (command.rpm_limit, command.tpm_limit):
+    changed = with_changes(team, command, "rpm_limit", "tpm_limit")
+    if changed == team:
         return []
-    return [LimitsSet(at=command.at, team_id=team.team_id, rpm_limit=command.rpm_limit, tpm_limit=command.tpm_limit)]
+    return [LimitsSet(at=command.at, team_id=team.team_id, rpm_limit=changed.rpm_limit, tpm_limit=changed.tpm_limit)]
 
 
 def set_budget(team: Team | None, command: SetBudget) -> list[Event]:
@@ -365,6 +380,13 @@ def set_budget(team: Team | None, command: SetBudget) -> list[Event]:
     if team.budget == command.budget:
         return []
     return [BudgetSet(at=command.at, team_id=team.team_id, budget=command.budget)]
+
+
+def change_budget(team: Team | None, command: ChangeBudget) -> list[Event]:
+    """The same, for a command that names only what shall be different."""
+    team = require_team(team)
+    budget = with_changes(team.budget, command, *Budget.__struct_fields__)
+    return [] if budget == team.budget else [BudgetSet(at=command.at, team_id=team.team_id, budget=budget)]
 
 
 def issue_key(team: Team | None, owner: KeyOwner | None, command: IssueKey) -> tuple[list[Event], list[Event]]:
