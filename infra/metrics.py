@@ -89,18 +89,14 @@ overhead_seconds = Histogram(
     buckets=_FAST,
     registry=registry,
 )
-limit_rejections = Counter(
-    "saas_limit_rejections", "Calls refused by a rate limit.", ["limit"], registry=registry
-)
+limit_rejections = Counter("saas_limit_rejections", "Calls refused by a rate limit.", ["limit"], registry=registry)
 limits_degraded = Gauge(
     "saas_limits_degraded",
     "1 while Redis is out of reach and each process keeps the rate limits itself.",
     multiprocess_mode="livemax",
     registry=registry,
 )
-webhook_attempts = Counter(
-    "saas_webhook_attempts", "Attempts to deliver a webhook.", ["outcome"], registry=registry
-)
+webhook_attempts = Counter("saas_webhook_attempts", "Attempts to deliver a webhook.", ["outcome"], registry=registry)
 webhook_seconds = Histogram(
     "saas_webhook_seconds", "Time of one attempt to deliver a webhook.", buckets=_SLOW, registry=registry
 )

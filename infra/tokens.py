@@ -48,9 +48,7 @@ class Tokens:
         self._key = secret.encode().ljust(32, b"\0")
         self._lifetime = lifetime
 
-    def issue(
-        self, user_id: str, email: str, role: str, *, now: datetime | None = None
-    ) -> tuple[str, Claims]:
+    def issue(self, user_id: str, email: str, role: str, *, now: datetime | None = None) -> tuple[str, Claims]:
         """Return a fresh token and its claims; no two tokens are equal."""
         at = now or datetime.now(UTC)
         claims = Claims(

@@ -69,9 +69,7 @@ def test_every_helper_moves_its_metric() -> None:
 
     assert sample("saas_limit_rejections_total", limit="tokens") == refused + 1
     assert sample("saas_webhook_attempts_total", outcome=private) == tried + 1
-    assert (
-        sample("saas_http_request_seconds_count", method="GET", route="/health", status="200") == answered + 1
-    )
+    assert sample("saas_http_request_seconds_count", method="GET", route="/health", status="200") == answered + 1
     assert sample("saas_queue_commands") == 7
     assert sample("saas_projection_lag_events") == 12
     assert sample("saas_projection_lag_seconds") == 0.25
