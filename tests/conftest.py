@@ -1,0 +1,115 @@
+"""What tests stand on: a real PostgreSQL, one migrated template, and a fresh clone of it for each test.
+
+TEST_DATABASE_URL (or DATABASE_URL) names a server to use instead of the embedded one: as a superuser, who makes an
+ordinary role first, or as a role that may CREATEDB. REDIS_URL names a Redis.
+"""
+
+import os
+import secrets
+from collections.abc import Callable, Coroutine, Iterator
+from contextlib import contextmanager
+from itertools import count
+from typing import Any, TypeVar
+
+import hypothesis
+import psycopg
+import pytest
+import uvloop
+from psycopg import sql
+from psycopg.conninfo import conninfo_to_dict, make_conninfo
+
+from infra import postgres
+from infra.embedded import throwaway_server
+
+T = TypeVar("T")
+
+hypothesis.settings.register_profile("house", deadline=None, print_blob=True)
+hypothesis.settings.load_profile("house")
+
+
+@pytest.fixture
+def runner() -> Callable[[Coroutine[Any, Any, T]], T]:
+    """Run a coroutine to its end on an event loop of its own."""
+    return uvloop.run
+
+
+@pytest.fixture(scope="session")
+def redis_url() -> str | None:
+    """A real Redis, or None: then the in-process store is meant."""
+    return os.environ.get("REDIS_URL") or None
+
+
+@pytest.fixture(scope="session")
+def owner_dsn() -> Iterator[str]:
+    """An ordinary role that may make roles and databases, on the server that the tests use."""
+    given = os.environ.get("TEST_DATABASE_URL") or os.environ.get("DATABASE_URL")
+    if given:
+        with _owner_on(given) as dsn:
+            yield dsn
+        return
+    with throwaway_server() as server, _owner_on(server.superuser_dsn) as dsn:
+        yield dsn
+
+
+@pytest.fixture(scope="session")
+def template(owner_dsn: str) -> Iterator[str]:
+    """The name of a migrated database that nobody connects to, to be cloned."""
+    with _database_on(owner_dsn, f"template_{secrets.token_hex(4)}") as dsn:
+        postgres.migrate(dsn)
+        yield str(conninfo_to_dict(dsn)["dbname"])
+
+
+@pytest.fixture
+def database(owner_dsn: str, template: str) -> Iterator[str]:
+    """The DSN of a fresh, migrated database, as its owner."""
+    with _database_on(owner_dsn, f"test_{next(_numbers)}_{secrets.token_hex(4)}", template) as dsn:
+        yield dsn
+
+
+@pytest.fixture
+def empty_database(owner_dsn: str) -> Iterator[str]:
+    """The DSN of a database without anything of ours in it."""
+    with _database_on(owner_dsn, f"empty_{next(_numbers)}_{secrets.token_hex(4)}") as dsn:
+        yield dsn
+
+
+_numbers = count(1)
+
+
+@contextmanager
+def _database_on(owner_dsn: str, name: str, template: str = "template1") -> Iterator[str]:
+    with psycopg.connect(owner_dsn, autocommit=True) as connection:
+        # The faster way: files need a checkpoint, which costs little where nothing is synced to the disk.
+        synced = connection.execute("SELECT FROM pg_settings WHERE name = 'fsync' AND setting = 'on'").rowcount
+        strategy = sql.SQL("wal_log" if synced else "file_copy")
+        create = sql.SQL("CREATE DATABASE {} TEMPLATE {} STRATEGY {}")
+        connection.execute(create.format(sql.Identifier(name), sql.Identifier(template), strategy))
+    try:
+        yield make_conninfo(owner_dsn, dbname=name)
+    finally:
+        with psycopg.connect(owner_dsn, autocommit=True) as connection:
+            connection.execute(sql.SQL("DROP DATABASE {} WITH (FORCE)").format(sql.Identifier(name)))
+
+
+@contextmanager
+def _owner_on(dsn: str) -> Iterator[str]:
+    """Make an ordinary role for this run if the given one is a superuser."""
+    with psycopg.connect(dsn, autocommit=True) as connection:
+        if not connection.execute("SELECT FROM pg_roles WHERE rolname = current_user AND rolsuper").rowcount:
+            yield dsn
+            return
+        name, password = f"test_owner_{secrets.token_hex(4)}", secrets.token_hex(16)
+        owner = sql.Identifier(name)
+        connection.execute(
+            sql.SQL("CREATE ROLE {} LOGIN CREATEROLE CREATEDB PASSWORD {}").format(owner, sql.Literal(password))
+        )
+        # The two roles belong to the whole server: an earlier run, of another owner, may have made them.
+        for role in (postgres.APP_ROLE, postgres.AUDITOR_ROLE):
+            shared = sql.Identifier(role)
+            if not connection.execute("SELECT FROM pg_roles WHERE rolname = %s", [role]).rowcount:
+                connection.execute(sql.SQL("CREATE ROLE {} NOLOGIN").format(shared))
+            connection.execute(sql.SQL("GRANT {} TO {} WITH ADMIN OPTION").format(shared, owner))
+        try:
+            yield make_conninfo(dsn, user=name, password=password, dbname="postgres")
+        finally:
+            connection.execute(sql.SQL("DROP ROLE {}").format(owner))
