@@ -172,3 +172,85 @@ class RefundExceedsCharge(Refusal):
 
     code = "refund_exceeds_charge"
     credits_refundable: int
+
+
+@dataclass(eq=False)
+class AlreadyRegistered(Refusal):
+    """Another administrator has this e-mail."""
+
+    code = "already_registered"
+
+
+@dataclass(eq=False)
+class SetupDone(Refusal):
+    """There is a first owner already; further ones are made by an owner."""
+
+    code = "setup_done"
+
+
+@dataclass(eq=False)
+class SelfChange(Refusal):
+    """Nobody changes its own role or takes away its own account."""
+
+    code = "self_change"
+
+
+@dataclass(eq=False)
+class JwtRequired(Refusal):
+    """Only a person may do this: the master key is nobody."""
+
+    code = "jwt_required"
+
+
+@dataclass(eq=False)
+class AccountInactive(Refusal):
+    """The right password of an account that was deactivated."""
+
+    code = "account_inactive"
+
+
+@dataclass(eq=False)
+class InvalidLogin(Refusal):
+    """Unknown e-mail and wrong password look alike, on purpose."""
+
+    code = "invalid_login"
+
+
+@dataclass(eq=False)
+class WrongPassword(Refusal):
+    """The current password, asked for once more, is not this one."""
+
+    code = "wrong_password"
+
+
+@dataclass(eq=False)
+class TooManyAttempts(Refusal):
+    """Too many failed logins for this e-mail from this address."""
+
+    code = "too_many_attempts"
+    retry_after_seconds: int
+
+
+@dataclass(eq=False)
+class PeriodNotEnded(Refusal):
+    """More may happen in this period, so its statement cannot be closed yet."""
+
+    code = "period_not_ended"
+    period: str
+
+
+@dataclass(eq=False)
+class PeriodOutOfOrder(Refusal):
+    """Statements are closed one after the other, since each opens with what the one before left."""
+
+    code = "period_out_of_order"
+    next_period: str
+
+
+@dataclass(eq=False)
+class StatementUnbalanced(Refusal):
+    """Opening credits and entries do not add up to the closing credits: nothing is signed before that is understood."""
+
+    code = "statement_unbalanced"
+    credits_expected: int
+    credits_found: int

@@ -11,7 +11,7 @@ from typing import Any, get_args
 
 import msgspec
 
-from domain import catalog, credit, job, organization, team
+from domain import catalog, credential, credit, job, organization, statement, team, user, webhook
 from domain.event import Event, State
 
 Decoder = msgspec.json.Decoder[Event]
@@ -47,12 +47,38 @@ KEY = _category("key", team.KeyClaimed, team.KeyOwner, team.evolve_key)
 ORGANIZATION = _category("organization", organization.OrganizationEvent, organization.Organization, organization.evolve)
 CATALOG = _category("catalog", catalog.CatalogEvent, catalog.Catalog, catalog.evolve)
 
-CATEGORIES = {each.name: each for each in (JOB, CREDIT, TEAM, KEY, ORGANIZATION, CATALOG)}
+USERS = _category("users", user.UserEvent, user.Users, user.evolve)
+WEBHOOK = _category("webhook", webhook.RegisteredWebhookEvent, webhook.Webhook, webhook.evolve)
+SHORTAGE = _category("shortage", webhook.CreditsRanOut, webhook.Shortage, webhook.evolve_shortage)
+CREDENTIALS = _category("credentials", credential.CredentialEvent, credential.Credentials, credential.evolve)
+STATEMENT = _category("statement", statement.StatementClosed, statement.Statements, statement.evolve)
+RECONCILIATION = _category(
+    "reconciliation", statement.ReconciliationEvent, statement.Reconciliation, statement.evolve_reconciliation
+)
+
+CATEGORIES = {
+    each.name: each
+    for each in (
+        JOB,
+        CREDIT,
+        TEAM,
+        KEY,
+        ORGANIZATION,
+        CATALOG,
+        USERS,
+        WEBHOOK,
+        SHORTAGE,
+        CREDENTIALS,
+        STATEMENT,
+        RECONCILIATION,
+    )
+}
 DECODERS: dict[str, Decoder] = {
     event.__name__: msgspec.json.Decoder(event) for each in CATEGORIES.values() for event in each.events
 }
 
 THE_CATALOG = CATALOG.stream("main")
+THE_USERS = USERS.stream("main")
 
 
 def category_of(stream: str) -> Category:
