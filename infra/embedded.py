@@ -31,7 +31,6 @@ from infra.log import log
 
 OWNER = "saas_litellm"
 LONGEST_SOCKET_PATH = 100
-# How long the backends of a killed postmaster may take to notice it, and a server that lives to answer.
 PATIENCE_SECONDS = 15.0
 
 SETTINGS = {
@@ -43,7 +42,6 @@ SETTINGS = {
     "max_wal_size": "2GB",
     "fsync": "on",
     "synchronous_commit": "on",
-    "wal_compression": "on",
     "random_page_cost": "1.1",
     "jit": "off",  # our queries are short: compiling one costs more than running it
     "timezone": "UTC",
@@ -193,7 +191,9 @@ class EmbeddedServer:
         options = " ".join(f"-c {shlex.quote(f'{name}={value}')}" for name, value in settings.items())
         written = self.home / "server.log"
         start = ("-D", str(self._cluster), "-l", str(written), "-w", "-t", "600", "-o", options, "start")
-        deadline = time.monotonic() + PATIENCE_SECONDS
+        # Only after a crash is there something to wait for: backends of the killed postmaster that have not noticed
+        # yet and hold its shared memory, or a postmaster that is on its way up or down.
+        deadline = time.monotonic() + (0 if self.pid is None else PATIENCE_SECONDS)
         while True:
             self._clear_away_the_dead()
             complaint = self._run("pg_ctl", *start)
@@ -203,7 +203,6 @@ class EmbeddedServer:
                 said = written.read_text(errors="replace") if written.exists() else complaint
                 last = " / ".join(said.strip().splitlines()[-3:])
                 raise DatabaseUnusable(f"the embedded PostgreSQL does not start: {last}")
-            # Backends of a killed postmaster that have not noticed yet still hold its shared memory.
             time.sleep(0.05)
 
     def _clear_away_the_dead(self) -> None:
