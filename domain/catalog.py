@@ -13,7 +13,7 @@ price changes by an event or not at all.
 from collections.abc import Iterable, Iterator
 from datetime import datetime
 from decimal import Decimal
-from typing import Literal, TypeVar
+from typing import Any, Literal, TypeVar
 
 import msgspec
 from msgspec.structs import replace
@@ -204,6 +204,7 @@ class Catalog(State):
 
 EMPTY = Catalog()
 Group = TypeVar("Group", AccessGroup, ModelGroup)
+Thing = TypeVar("Thing", Alias, AccessGroup, ModelGroup)
 
 
 def evolve(catalog: Catalog | None, event: CatalogEvent) -> Catalog:
@@ -214,8 +215,7 @@ def evolve(catalog: Catalog | None, event: CatalogEvent) -> Catalog:
             alias = Alias(alias_id=alias_id, model_alias=name, terms=terms, created_at=event.at, updated_at=event.at)
             return replace(catalog, aliases={**catalog.aliases, name: alias})
         case AliasChanged(model_alias=name, terms=terms):
-            alias = replace(catalog.aliases[name], terms=terms, updated_at=event.at)
-            return replace(catalog, aliases={**catalog.aliases, name: alias})
+            return replace(catalog, aliases=_changed(catalog.aliases, name, terms=terms, updated_at=event.at))
         case AliasRetired(model_alias=name):
             aliases = {key: alias for key, alias in catalog.aliases.items() if key != name}
             groups = {
@@ -234,15 +234,16 @@ def evolve(catalog: Catalog | None, event: CatalogEvent) -> Catalog:
             )
             return _with_access_groups(catalog, {**catalog.access_groups, name: group})
         case AccessGroupChanged(group_name=name):
-            group = replace(
-                catalog.access_groups[name],
+            groups = _changed(
+                catalog.access_groups,
+                name,
                 display_name=event.display_name,
                 description=event.description,
                 status=event.status,
                 model_aliases=event.model_aliases,
                 updated_at=event.at,
             )
-            return _with_access_groups(catalog, {**catalog.access_groups, name: group})
+            return _with_access_groups(catalog, groups)
         case AccessGroupDeleted(group_name=name):
             groups = {key: group for key, group in catalog.access_groups.items() if key != name}
             return _with_access_groups(catalog, groups)
@@ -258,15 +259,16 @@ def evolve(catalog: Catalog | None, event: CatalogEvent) -> Catalog:
             )
             return replace(catalog, model_groups={**catalog.model_groups, name: model_group})
         case ModelGroupChanged(group_name=name):
-            model_group = replace(
-                catalog.model_groups[name],
+            model_groups = _changed(
+                catalog.model_groups,
+                name,
                 display_name=event.display_name,
                 description=event.description,
                 status=event.status,
                 members=event.members,
                 updated_at=event.at,
             )
-            return replace(catalog, model_groups={**catalog.model_groups, name: model_group})
+            return replace(catalog, model_groups=model_groups)
         case ModelGroupDeleted(group_name=name):
             model_groups = {key: group for key, group in catalog.model_groups.items() if key != name}
             return replace(catalog, model_groups=model_groups)
@@ -276,6 +278,12 @@ def evolve(catalog: Catalog | None, event: CatalogEvent) -> Catalog:
                 access_groups=_count(catalog.access_groups, event.access_groups_added, event.access_groups_removed),
                 model_groups=_count(catalog.model_groups, event.model_groups_added, event.model_groups_removed),
             )
+
+
+def _changed(things: dict[str, Thing], name: str, **fields: Any) -> dict[str, Thing]:
+    """A change of what is gone says nothing any more."""
+    thing = things.get(name)
+    return things if thing is None else {**things, name: replace(thing, **fields)}
 
 
 def _with_access_groups(catalog: Catalog, groups: dict[str, AccessGroup]) -> Catalog:

@@ -1,0 +1,5 @@
+"""Lets a failed `then` show its events as pytest shows any comparison."""
+
+import pytest
+
+pytest.register_assert_rewrite("tests.spec")
