@@ -178,6 +178,17 @@ JobEvent = (
 # -- state ---------------------------------------------------------------------------------------------------
 
 
+class Attempt(Record):
+    """A target that was asked and did not answer."""
+
+    target: str
+    resolved_model: str
+    outcome: Literal["error", "rejected", "timeout"]
+    http_status: int | None
+    error: str
+    latency_ms: int
+
+
 class RunningCall(Record):
     call_id: str
     model: str
@@ -188,22 +199,36 @@ class RunningCall(Record):
     estimated_cost_usd: Decimal
     deadline: datetime
     created_at: datetime
+    attempts: tuple[Attempt, ...] = ()
 
 
 class EndedCall(Record):
-    """What a team may know of a call that ended; a failed call has no tokens and no cost."""
+    """How a call ended, with all that explains its price; a failed call has no tokens and costs the team nothing."""
 
     call_id: str
     model: str
     purpose: str | None
     streaming: bool
     created_at: datetime
+    attempts: tuple[Attempt, ...]
     latency_ms: int | None
+    provider: str | None
+    resolved_model: str | None
+    alias: str | None = None
     prompt_tokens: int = 0
     completion_tokens: int = 0
+    usage_estimated: bool = False
+    price_input_usd_per_million: Decimal | None = None
+    price_output_usd_per_million: Decimal | None = None
+    markup_percentage: Decimal = ZERO
+    input_cost_usd: Decimal = ZERO
+    output_cost_usd: Decimal = ZERO
+    provider_cost_usd: Decimal = ZERO
+    client_cost_usd: Decimal = ZERO
     finish_reason: FinishReason | None = None
     partial: bool = False
     error: CallError | None = None
+    provider_error: str | None = None
 
 
 class Job(State):
@@ -278,7 +303,7 @@ def evolve(job: Job | None, event: JobEvent) -> Job:
         case CallFailed():
             return _failed(job, event)
         case CallAttemptFailed():
-            return job
+            return _attempted(job, event)
         case MetadataMerged(metadata=metadata):
             return replace(job, metadata={**job.metadata, **metadata}, active_at=event.at)
         case JobCompleted():
@@ -318,6 +343,20 @@ def _started(job: Job, event: CallStarted) -> Job:
     )
 
 
+def _attempted(job: Job, event: CallAttemptFailed) -> Job:
+    call = job.running[event.call_id]
+    attempt = Attempt(
+        target=event.target,
+        resolved_model=event.resolved_model,
+        outcome=event.outcome,
+        http_status=event.http_status,
+        error=event.error,
+        latency_ms=event.latency_ms,
+    )
+    changed = replace(call, attempts=(*call.attempts, attempt))
+    return replace(job, running={**job.running, event.call_id: changed})
+
+
 def _finished(job: Job, event: CallFinished) -> Job:
     call = job.running.get(event.call_id)
     if call is None:
@@ -329,9 +368,21 @@ def _finished(job: Job, event: CallFinished) -> Job:
         purpose=call.purpose,
         streaming=call.streaming,
         created_at=call.created_at,
+        attempts=call.attempts,
         latency_ms=event.latency_ms,
+        provider=event.provider,
+        resolved_model=event.resolved_model,
+        alias=event.alias,
         prompt_tokens=event.prompt_tokens,
         completion_tokens=event.completion_tokens,
+        usage_estimated=event.usage_estimated,
+        price_input_usd_per_million=event.price_input_usd_per_million,
+        price_output_usd_per_million=event.price_output_usd_per_million,
+        markup_percentage=event.markup_percentage,
+        input_cost_usd=event.input_cost_usd,
+        output_cost_usd=event.output_cost_usd,
+        provider_cost_usd=event.provider_cost_usd,
+        client_cost_usd=event.client_cost_usd,
         finish_reason=event.finish_reason,
         partial=event.partial,
     )
@@ -359,8 +410,13 @@ def _failed(job: Job, event: CallFailed) -> Job:
         purpose=call.purpose,
         streaming=call.streaming,
         created_at=call.created_at,
+        attempts=call.attempts,
         latency_ms=event.latency_ms,
+        provider=event.provider,
+        resolved_model=event.resolved_model,
+        provider_cost_usd=event.provider_cost_usd,
         error=event.error,
+        provider_error=event.provider_error,
     )
     return replace(
         job,
@@ -406,17 +462,6 @@ class CreateJob(Command):
 
 class MergeMetadata(Command):
     metadata: JsonObject
-
-
-class Attempt(Record):
-    """A target that was asked and did not answer."""
-
-    target: str
-    resolved_model: str
-    outcome: Literal["error", "rejected", "timeout"]
-    http_status: int | None
-    error: str
-    latency_ms: int
 
 
 class FinishCall(Command):
