@@ -22,7 +22,6 @@ from collections.abc import Awaitable, Callable
 from typing import Any, Final, Literal, Protocol, cast
 
 import msgspec
-import structlog
 from burner_redis import BurnerRedis  # type: ignore[import-untyped]
 from redis.asyncio import Redis
 from redis.asyncio.retry import Retry
@@ -30,6 +29,7 @@ from redis.backoff import NoBackoff
 from redis.exceptions import RedisError
 
 from infra import metrics
+from infra.log import log
 
 Limit = Literal["requests", "tokens"]
 Health = Literal["ok", "degraded"]
@@ -106,8 +106,6 @@ return {
 """
 
 _FAILURES = (RedisError, OSError, TimeoutError)
-
-log = structlog.get_logger(__name__)
 
 
 class Ticket:
@@ -375,16 +373,17 @@ class _Shared:
                 raise _Away from error
 
     async def _in_time(self, question: Callable[[], Awaitable[Any]]) -> Any:
-        loop = asyncio.get_running_loop()
         for last_try in (False, True):
-            deadline = loop.time() + self._timeout_s
+            asked = time.monotonic()
             try:
-                async with asyncio.timeout_at(deadline):
+                async with asyncio.timeout(self._timeout_s):
                     return await question()
             except TimeoutError:
-                # An alarm that rings late says that this process was busy, not that Redis is away: it asks once
-                # more. The first question may have counted as well, which errs on the safe side.
-                if last_try or loop.time() < deadline + self._timeout_s / 5:
+                # An alarm that rings late, or early by a loop's stale clock, says that this process was busy, not
+                # that Redis is away: it asks once more. The first question may have counted as well, which errs
+                # on the safe side.
+                punctual = 0.9 < (time.monotonic() - asked) / self._timeout_s < 1.2
+                if last_try or punctual:
                     raise
         raise AssertionError("unreachable")
 

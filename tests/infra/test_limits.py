@@ -17,6 +17,7 @@ from typing import TypeVar
 
 import pytest
 import redis
+import uvloop
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from structlog.testing import capture_logs
@@ -575,6 +576,33 @@ def test_a_redis_that_hangs_costs_one_time_out_not_one_for_each_request(own_redi
         assert tell(own_redis.url, story) == (50, 50)
 
     assert [entry["event"] for entry in logs].count("limits.degraded") == 1
+
+
+def be_busy(seconds: float) -> None:
+    """Hold up the event loop, as a long computation would."""
+    time.sleep(seconds)
+
+
+@pytest.mark.parametrize("run", [asyncio.run, uvloop.run], ids=["asyncio", "uvloop"])
+@pytest.mark.parametrize("busy_before_s, busy_after_s", [(0, 0.4), (0.26, 0), (0.4, 0)])
+def test_a_process_that_was_busy_does_not_blame_redis(
+    real_redis: str, run: Callable[[Awaitable[bool]], bool], busy_before_s: float, busy_after_s: float
+) -> None:
+    async def story() -> bool:
+        limits = Limits(real_redis, prefix=f"{PREFIX}{uuid.uuid4().hex}:")
+        await take(limits, rpm=10)
+        be_busy(busy_before_s)
+        asking = asyncio.create_task(take(limits, rpm=10))
+        await asyncio.sleep(0)
+        be_busy(busy_after_s)
+        allowance, health = await asking, await limits.ping()
+        await limits.close()
+        return allowance.allowed and health == "ok"
+
+    with capture_logs() as logs:
+        assert run(story())
+
+    assert logs == []
 
 
 def test_a_redis_that_refuses_to_write_counts_as_away(own_redis: RedisServer) -> None:
