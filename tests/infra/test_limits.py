@@ -354,6 +354,33 @@ def test_no_sixty_seconds_see_more_than_the_limit_nor_much_less(
     tell(None, story)
 
 
+@settings(max_examples=25)
+@given(
+    st.lists(
+        st.tuples(st.integers(-1_500, 25_000), st.integers(0, 80), st.none() | st.integers(0, 120)),
+        min_size=1,
+        max_size=30,
+    )
+)
+def test_both_stores_answer_alike(real_redis: str, steps: list[tuple[int, int, int | None]]) -> None:
+    """Takes and late corrections, clocks that go back a little included."""
+
+    async def story(limits: Limits) -> list[tuple[object, ...]]:
+        seen: list[tuple[object, ...]] = []
+        at_s = 0.0
+        unsettled: list[Allowance] = []
+        for pause_ms, tokens, actual in steps:
+            at_s += pause_ms / 1000
+            if actual is not None and unsettled:
+                await limits.settle(unsettled.pop(0).ticket, actual, now=NOON + at_s)
+            answer = await take(limits, at_s, rpm=6, tpm=200, tokens=tokens)
+            unsettled.append(answer)
+            seen.append((answer.allowed, answer.limit, answer.retry_after_s, answer.headers))
+        return seen
+
+    assert tell(None, story) == tell(real_redis, story)
+
+
 def test_who_waits_as_told_passes(store: str | None) -> None:
     async def story(limits: Limits) -> list[bool]:
         passed, now = [], 0.0
