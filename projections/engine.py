@@ -166,8 +166,8 @@ class Engine:
 
     async def _lead(self, connection: Connection) -> None:
         """Waits to be elected, makes the tables, then projects until the connection or an event breaks."""
-        while not await _is_elected(connection):
-            await asyncio.sleep(ELECTION_SECONDS)  # noqa: ASYNC110 the database cannot wake us
+        while not await _is_elected(connection):  # noqa: ASYNC110 the database cannot wake us
+            await asyncio.sleep(ELECTION_SECONDS)
         await prepare(connection, self._projections)
         position = await tracked(connection)
         self._progress.moved(position)

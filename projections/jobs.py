@@ -5,6 +5,7 @@ from datetime import datetime
 from decimal import Decimal
 
 import msgspec
+from psycopg.rows import class_row
 
 from domain.event import Json
 from domain.job import (
@@ -12,6 +13,7 @@ from domain.job import (
     CallFinished,
     CallStarted,
     ChargeRefunded,
+    Job,
     JobCancelled,
     JobCompleted,
     JobCreated,
@@ -21,6 +23,7 @@ from domain.job import (
     MetadataMerged,
 )
 from domain.pricing import ZERO, add
+from infra.journal import Connection
 from projections.projection import Batch, Projection, Statement
 
 DDL = """
@@ -98,6 +101,80 @@ from json_to_recordset(%s) as change (
     client_cost_usd numeric)
 where jobs.job_id = change.job_id
 """
+
+
+SELECT = """
+select job_id::text, team_id, organization_id, user_id, external_task_id, job_type, status, created_at, started_at,
+       completed_at, error_message, models_used, metadata, credit_applied, credits_charged, credits_refunded,
+       running_calls, successful_calls, failed_calls, rejected_calls, total_tokens, latency_ms, latencies,
+       provider_cost_usd, client_cost_usd
+from jobs
+"""
+
+
+class JobRecord(msgspec.Struct, kw_only=True):
+    """A job as it is now."""
+
+    job_id: str
+    team_id: str
+    organization_id: str
+    user_id: str | None
+    external_task_id: str | None
+    job_type: str
+    status: str
+    created_at: datetime
+    started_at: datetime | None
+    completed_at: datetime | None
+    error_message: str | None
+    models_used: list[str]
+    metadata: Mapping[str, Json]
+    credit_applied: bool
+    credits_charged: int
+    credits_refunded: int
+    running_calls: int
+    successful_calls: int
+    failed_calls: int
+    rejected_calls: int
+    total_tokens: int
+    latency_ms: int
+    latencies: int
+    provider_cost_usd: Decimal
+    client_cost_usd: Decimal
+
+    @property
+    def total_calls(self) -> int:
+        return self.running_calls + self.successful_calls + self.failed_calls
+
+    @classmethod
+    def of(cls, job: Job) -> "JobRecord":
+        """A job's state, as the table will have it."""
+        return cls(
+            job_id=job.job_id,
+            team_id=job.team_id,
+            organization_id=job.organization_id,
+            user_id=job.user_id,
+            external_task_id=job.external_task_id,
+            job_type=job.job_type,
+            status=job.status,
+            created_at=job.created_at,
+            started_at=job.started_at,
+            completed_at=job.ended_at,
+            error_message=job.error_message,
+            models_used=list(job.models_used),
+            metadata=job.metadata,
+            credit_applied=job.credit_applied,
+            credits_charged=job.credits_charged,
+            credits_refunded=job.credits_refunded,
+            running_calls=len(job.running),
+            successful_calls=job.successful_calls,
+            failed_calls=job.failed_calls,
+            rejected_calls=job.rejected_calls,
+            total_tokens=job.tokens,
+            latency_ms=job.latency_ms,
+            latencies=job.latencies,
+            provider_cost_usd=job.provider_cost_usd,
+            client_cost_usd=job.client_cost_usd,
+        )
 
 
 class JobRow(msgspec.Struct):
@@ -228,6 +305,12 @@ def _end(event: JobEnd) -> tuple[str, str | None]:
             return "failed", "expired"
         case _:
             return "completed", None
+
+
+async def one(connection: Connection, job_id: str) -> JobRecord | None:
+    async with connection.cursor(row_factory=class_row(JobRecord)) as cursor:
+        await cursor.execute(SELECT.encode() + b"where job_id = %s", (job_id,))
+        return await cursor.fetchone()
 
 
 JOBS = Projection(name="jobs", version=1, tables=("jobs",), ddl=DDL, project=project)
