@@ -8,10 +8,11 @@ which was activated last. An API key is known by the id of its secret only.
 
 from datetime import datetime
 
+from msgspec import UNSET
 from msgspec.structs import replace
 
 from domain.errors import AlreadyExists, NotFound
-from domain.event import Command, Event, Record, State
+from domain.event import Command, Event, Record, State, Unset, with_changes
 from domain.organization import Organization, require_organization
 
 _SYNONYMS = {"fireworks": "fireworks_ai"}
@@ -169,13 +170,13 @@ class CreateCredential(Command):
 
 
 class ChangeCredential(Command):
-    """None leaves a field alone; `secret_id` is a new API key's."""
+    """What is not set stays; `secret_id` is a new API key's."""
 
     credential_id: str
-    credential_name: str | None = None
-    secret_id: str | None = None
-    api_base: str | None = None
-    is_active: bool | None = None
+    credential_name: str | Unset = UNSET
+    secret_id: str | Unset = UNSET
+    api_base: str | Unset | None = UNSET
+    is_active: bool | Unset = UNSET
     updated_by: str | None = None
 
 
@@ -220,12 +221,7 @@ def create_credential(
 def change_credential(credentials: Credentials | None, command: ChangeCredential) -> list[Event]:
     """An active credential that is said to be active keeps its place in the order of activations."""
     credentials, credential = require_credential(credentials, command.credential_id)
-    changed = replace(
-        credential,
-        credential_name=command.credential_name or credential.credential_name,
-        secret_id=command.secret_id or credential.secret_id,
-        api_base=credential.api_base if command.api_base is None else command.api_base,
-    )
+    changed = with_changes(credential, command, "credential_name", "secret_id", "api_base")
     if changed.credential_name != credential.credential_name:
         _require_free(credentials, credential.provider, changed.credential_name)
     events: list[Event] = []
@@ -241,7 +237,7 @@ def change_credential(credentials: Credentials | None, command: ChangeCredential
                 updated_by=command.updated_by,
             )
         )
-    if command.is_active is not None and command.is_active != credential.is_active:
+    if command.is_active is not UNSET and command.is_active != credential.is_active:
         kind = CredentialActivated if command.is_active else CredentialDeactivated
         events.append(_switched(kind, credentials, command))
     return events

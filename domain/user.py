@@ -13,6 +13,7 @@ is told the id that it matched: were the password changed in between, the ids di
 from datetime import datetime
 from typing import Literal
 
+from msgspec import UNSET
 from msgspec.structs import replace
 
 from domain.errors import (
@@ -28,7 +29,7 @@ from domain.errors import (
     Unauthorized,
     WrongPassword,
 )
-from domain.event import Command, Event, JsonObject, Record, State
+from domain.event import Command, Event, JsonObject, Record, State, Unset, with_changes
 
 Role = Literal["owner", "admin", "user", "auditor"]
 Permission = Literal["write", "audit", "users", "accounts"]
@@ -248,13 +249,13 @@ class CreateUser(Command):
 
 
 class ChangeUser(Command):
-    """None leaves a field alone."""
+    """What is not set stays."""
 
     user_id: str
-    display_name: str | None = None
-    role: Role | None = None
-    is_active: bool | None = None
-    metadata: JsonObject | None = None
+    display_name: str | Unset = UNSET
+    role: Role | Unset = UNSET
+    is_active: bool | Unset = UNSET
+    metadata: JsonObject | Unset = UNSET
 
 
 class SetUserActive(Command):
@@ -342,27 +343,22 @@ def change_user(users: Users | None, command: ChangeUser) -> list[Event]:
     users = users or NOBODY
     actor = _actor(users, command, "users")
     user = require_user(users, command.user_id)
-    role = command.role or user.role
-    is_active = user.is_active if command.is_active is None else command.is_active
-    if actor is user and (role != user.role or not is_active):
+    changed = with_changes(user, command, "display_name", "role", "metadata")
+    is_active = user.is_active if command.is_active is UNSET else command.is_active
+    if actor is user and (changed.role != user.role or not is_active):
         _refuse_self_change(users, user)
-    _require_touchable(actor, user.role, role)
-    if role != "owner" or not is_active:
+    _require_touchable(actor, user.role, changed.role)
+    if changed.role != "owner" or not is_active:
         _require_another_owner(users, user)
-    changed = replace(
-        user,
-        display_name=user.display_name if command.display_name is None else command.display_name,
-        metadata=user.metadata if command.metadata is None else command.metadata,
-    )
     events: list[Event] = []
-    if changed != user:
+    if (changed.display_name, changed.metadata) != (user.display_name, user.metadata):
         events.append(
             UserChanged(
                 at=command.at, user_id=user.user_id, display_name=changed.display_name, metadata=changed.metadata
             )
         )
-    if role != user.role:
-        events.append(UserRoleChanged(at=command.at, user_id=user.user_id, role=role))
+    if changed.role != user.role:
+        events.append(UserRoleChanged(at=command.at, user_id=user.user_id, role=changed.role))
     if is_active != user.is_active:
         _require(actor, "accounts")
         events.append(_active_event(user, command.at, is_active=is_active))

@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Literal, get_args
 
+from msgspec import UNSET
 from msgspec.structs import replace
 
 from domain.credit import (
@@ -26,7 +27,7 @@ from domain.credit import (
     require_account,
 )
 from domain.errors import NotFound
-from domain.event import Command, Event, JsonObject, Record, State, derived_id
+from domain.event import Command, Event, JsonObject, Record, State, Unset, derived_id, with_changes
 from domain.job import CallStarted, JobCancelled, JobCompleted, JobCreated, JobEnd, JobExpired, JobFailed
 from domain.team import BudgetSet, Team, TeamPaused, TeamResumed, TeamSuspended, require_team
 
@@ -201,12 +202,12 @@ class RegisterWebhook(Command):
 
 
 class ChangeWebhook(Command):
-    """None leaves a field alone."""
+    """What is not set stays."""
 
-    webhook_url: str | None = None
-    events: tuple[WebhookEvent, ...] | None = None
-    auth_header_id: str | None = None
-    is_active: bool | None = None
+    webhook_url: str | Unset = UNSET
+    events: tuple[WebhookEvent, ...] | Unset = UNSET
+    auth_header_id: str | Unset | None = UNSET
+    is_active: bool | Unset = UNSET
 
 
 class RotateWebhookSecret(Command):
@@ -244,7 +245,7 @@ def register_webhook(
         team_id=team.team_id,
         organization_id=team.organization_id,
         webhook_url=command.webhook_url,
-        events=_in_order(command.events),
+        events=_each_once(command.events),
         secret_id=command.secret_id,
         auth_header_id=command.auth_header_id,
     )
@@ -253,12 +254,8 @@ def register_webhook(
 
 def change_webhook(webhook: Webhook | None, command: ChangeWebhook) -> list[Event]:
     webhook = require_webhook(webhook)
-    changed = replace(
-        webhook,
-        webhook_url=command.webhook_url or webhook.webhook_url,
-        events=webhook.events if command.events is None else _in_order(command.events),
-        auth_header_id=command.auth_header_id or webhook.auth_header_id,
-    )
+    changed = with_changes(webhook, command, "webhook_url", "events", "auth_header_id")
+    changed = replace(changed, events=_each_once(changed.events))
     events: list[Event] = []
     if changed != webhook:
         events.append(
@@ -271,7 +268,7 @@ def change_webhook(webhook: Webhook | None, command: ChangeWebhook) -> list[Even
                 auth_header_id=changed.auth_header_id,
             )
         )
-    if command.is_active is not None and command.is_active != webhook.is_active:
+    if command.is_active is not UNSET and command.is_active != webhook.is_active:
         kind = WebhookEnabled if command.is_active else WebhookDisabled
         events.append(kind(at=command.at, webhook_id=webhook.webhook_id, team_id=webhook.team_id))
     return events
@@ -335,7 +332,7 @@ def require_webhook(webhook: Webhook | None) -> Webhook:
     return webhook
 
 
-def _in_order(events: tuple[WebhookEvent, ...]) -> tuple[WebhookEvent, ...]:
+def _each_once(events: tuple[WebhookEvent, ...]) -> tuple[WebhookEvent, ...]:
     return tuple(dict.fromkeys(events))
 
 
