@@ -344,7 +344,9 @@ def _started(job: Job, event: CallStarted) -> Job:
 
 
 def _attempted(job: Job, event: CallAttemptFailed) -> Job:
-    call = job.running[event.call_id]
+    call = job.running.get(event.call_id)
+    if call is None:
+        return job
     attempt = Attempt(
         target=event.target,
         resolved_model=event.resolved_model,
