@@ -1,15 +1,15 @@
 """Rate limits per team and the login throttle: a sliding window, in Redis or in the embedded store.
 
-The idea: one short string per team, a list of buckets `start last requests tokens`, at most 61 of them, each a
-60th of the window wide, and their sums. A bucket stays in the window until its *last* use is a whole window old,
-so nothing is ever forgotten early (no more than the limit passes in any 60 seconds) and nothing later than a
-second after its time. One script reads the string, drops what is old from its front, decides, and writes it back:
-the sums make that cheap however busy the team is. A refused call writes nothing. The time comes as
-an argument, because the embedded store knows no TIME: machines that share a Redis need clocks that agree (NTP).
+The idea: one short string per team, a list of buckets `start last requests tokens`, at most 61 of them, each a 60th of
+the window wide, and their sums. A bucket stays in the window until its *last* use is a whole window old, so nothing is
+forgotten early (no more than the limit passes in any 60 seconds) and nothing later than a second after its time. One
+script reads the string, drops what is old from its front, decides, and writes it back: the sums make that cheap
+however busy the team is. A refused call writes nothing. The time comes as an argument, because the embedded store
+knows no TIME: machines that share a Redis need clocks that agree (NTP).
 
-Redis away: every request to it has a time-out; the first failure opens a circuit, from then on this process keeps
-the limits in its own embedded store with the same script, and a task asks until Redis answers again. So a limit
-is never the reason for a 500, and an outage costs no request more than one time-out.
+Redis away: every request to it has a time-out; the first failure opens a circuit, from then on this process keeps the
+limits in its own embedded store with the same script, and a task asks until Redis answers again. So a limit is never
+the reason for a 500, and only those who find the outage wait for it.
 """
 
 import asyncio
@@ -39,7 +39,7 @@ TIMEOUT_S: Final = 0.25
 
 _MOST_CONNECTIONS = 32
 _RECOVERY_PAUSE_S = 1.0
-# Lua 5.1 counts in doubles: above this, adding one changes nothing.
+# Lua 5.1 counts in doubles, exactly up to 2**53: this leaves room for sums.
 _MOST_TOKENS = 2**50
 
 _LUA = """
