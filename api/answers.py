@@ -1,0 +1,52 @@
+"""How values look in an answer: exact money, one format of time, JSON written once."""
+
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from decimal import ROUND_HALF_UP, Context, Decimal
+from typing import Any, TypeVar, cast
+
+import msgspec
+from litestar import Response
+
+T = TypeVar("T")
+
+_ENCODER = msgspec.json.Encoder(decimal_format="number")
+_EXACT = Context(prec=120, rounding=ROUND_HALF_UP)
+
+
+def usd6(amount: Decimal) -> Decimal:
+    """A total in dollars: 6 decimals, rounded half up, once, here."""
+    return number(_EXACT.quantize(amount, Decimal("0.000001")))
+
+
+def usd8(amount: Decimal) -> Decimal:
+    """An amount of one call in dollars: its 8 decimals."""
+    return number(_EXACT.quantize(amount, Decimal("0.00000001")))
+
+
+def number(value: Decimal) -> Decimal:
+    """A JSON number in plain notation, digit for digit.
+
+    What comes back is the text of the number, ready to be written; to the type checker and the OpenAPI document it is
+    the decimal that it shows. (Left to itself, a small Decimal would be written with an exponent.)
+    """
+    return cast("Decimal", msgspec.Raw(format(value, "f").encode()))
+
+
+def ts(moment: datetime) -> str:
+    """UTC, ISO 8601, exactly three decimals and Z."""
+    return moment.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%S.") + f"{moment.microsecond // 1000:03d}Z"
+
+
+def ts_or_none(moment: datetime | None) -> str | None:
+    return None if moment is None else ts(moment)
+
+
+def encode(content: Any) -> bytes:
+    return _ENCODER.encode(content)
+
+
+def reply(content: T, *, status: int = 200, headers: Mapping[str, str] | None = None) -> Response[T]:
+    """An answer with a JSON body."""
+    body = cast("T", encode(content))
+    return Response(body, status_code=status, media_type="application/json", headers=dict(headers or {}))

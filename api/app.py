@@ -1,0 +1,124 @@
+"""The one place where things are built and joined."""
+
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from functools import partial
+from typing import Any
+
+from litestar import Litestar
+from litestar.config.cors import CORSConfig
+from litestar.di import Provide
+from litestar.types import ASGIApp, ControllerRouterHandler
+
+from api.bodies import StrictBody
+from api.caller import the_caller
+from api.edge import Edge
+from api.health import HealthController
+from api.house import House
+from api.jobs import JobsController
+from api.problems import HANDLERS
+from infra import postgres
+from infra.ledger import Ledger
+from infra.limits import Limits
+from infra.llm import Models
+from infra.secrets import KeyRing, SecretStore
+from infra.settings import Settings
+from projections.balances import BALANCES
+from projections.calls import CALLS
+from projections.engine import Engine, Progress, tracked
+from projections.jobs import JOBS
+from projections.projection import Projection
+
+PROJECTIONS: Sequence[Projection] = (JOBS, CALLS, BALANCES)
+CONTROLLERS: Sequence[ControllerRouterHandler] = (HealthController, JobsController)
+
+EXPOSED_HEADERS = [
+    "X-Request-Id",
+    "X-Total-Count",
+    "X-Job-Id",
+    "X-Call-Id",
+    "X-Ledger-Position",
+    "X-Ledger-Lag",
+    "Idempotent-Replayed",
+    "Retry-After",
+    *(f"x-ratelimit-{what}-{kind}" for what in ("limit", "remaining", "reset") for kind in ("requests", "tokens")),
+]
+
+
+def create_app(settings: Settings, dsn: str) -> ASGIApp:
+    """The application of one process.
+
+    Args:
+        settings: what to run with.
+        dsn: the PostgreSQL to work on, migrated.
+    """
+    app = Litestar(
+        route_handlers=list(CONTROLLERS),
+        lifespan=[partial(_living, settings=settings, dsn=dsn)],
+        dependencies={
+            "house": Provide(_the_house, sync_to_thread=False),
+            "caller": Provide(the_caller, sync_to_thread=False),
+        },
+        exception_handlers=HANDLERS,
+        dto=StrictBody,
+        return_dto=None,
+        cors_config=CORSConfig(
+            allow_origins=list(settings.cors_origins),
+            allow_credentials=True,
+            allow_methods=["*"],
+            allow_headers=["*"],
+            expose_headers=EXPOSED_HEADERS,
+        ),
+        openapi_config=None,
+        logging_config=None,
+    )
+    return Edge(app, settings.max_body_bytes)
+
+
+def _the_house(request: Any) -> House:
+    house: House = request.app.state.house
+    return house
+
+
+@asynccontextmanager
+async def _living(app: Litestar, *, settings: Settings, dsn: str) -> AsyncIterator[None]:
+    """Opens the house, and closes it in the order in which nothing acknowledged can be lost."""
+    connect = partial(postgres.connect, dsn)
+    pool = await postgres.open_pool(dsn, size=settings.database_pool_size)
+
+    async def ask() -> int:
+        async with pool.connection() as connection:
+            return await tracked(connection)
+
+    progress = Progress(ask)
+    engine = Engine(connect, PROJECTIONS, progress)
+    ledger = Ledger(
+        connect,
+        queue_size=settings.ledger_queue_size,
+        batch_size=settings.ledger_batch_size,
+        appended=engine.wake,
+    )
+    key_ring = KeyRing(*settings.encryption_keys)
+    house = House(
+        settings=settings,
+        pool=pool,
+        ledger=ledger,
+        engine=engine,
+        progress=progress,
+        models=Models(settings.llm_timeout_seconds, settings.llm_transport),
+        limits=Limits(settings.redis_url, workers=settings.workers),
+        key_ring=key_ring,
+        secrets=SecretStore(pool, key_ring),
+    )
+    app.state.house = house
+    await ledger.start()
+    await engine.start()
+    await house.models.start()
+    try:
+        yield
+    finally:
+        await house.models.close()
+        await ledger.stop()
+        await engine.stop()
+        await house.limits.close()
+        await pool.close()

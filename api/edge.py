@@ -1,0 +1,116 @@
+"""The outermost layer: what is true of every answer, also of those that no controller ever saw.
+
+A request id, the two spellings of a path (`/api/v1/...`, trailing slash), the limit of a body, one log line.
+"""
+
+import re
+import time
+from collections.abc import MutableMapping
+from typing import Any
+from uuid import uuid4
+
+import structlog
+from litestar.enums import ScopeType
+from litestar.types import ASGIApp, Message, Receive, Scope, Send
+
+log = structlog.get_logger()
+
+_REQUEST_ID = re.compile(rb"^[A-Za-z0-9._-]{1,128}$")
+_TOO_LARGE = b'{"detail":"The body is too large","code":"payload_too_large"}'
+
+
+class _TooLarge(Exception):
+    pass
+
+
+class Edge:
+    """Wraps the application.
+
+    Args:
+        app: what answers.
+        max_body_bytes: larger bodies are answered 413, without being read to their end.
+    """
+
+    def __init__(self, app: ASGIApp, max_body_bytes: int) -> None:
+        self._app = app
+        self._max_body_bytes = max_body_bytes
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != ScopeType.HTTP:
+            await self._app(scope, receive, send)
+            return
+        request_id = _request_id(scope["headers"])
+        scope["state"] = {**scope.get("state", {}), "request_id": request_id}
+        scope["path"] = _plain_path(scope["path"])
+        structlog.contextvars.bind_contextvars(request_id=request_id)
+        method = scope["method"]
+        started = time.perf_counter()
+        status = 500
+        has_begun = False
+
+        async def send_marked(message: Message) -> None:
+            nonlocal status, has_begun
+            if message["type"] == "http.response.start":
+                status, has_begun = message["status"], True
+                message["headers"] = [*message["headers"], *_marks(scope["state"])]
+            await send(message)
+
+        try:
+            await self._app(scope, self._bounded(scope["headers"], receive), send_marked)
+        except _TooLarge:
+            if not has_begun:
+                await _refuse_body(send_marked)
+        finally:
+            seconds = time.perf_counter() - started
+            log.info(
+                "request.answered",
+                method=method,
+                path=scope["path"],
+                status=status,
+                duration_ms=round(seconds * 1000, 1),
+            )
+            structlog.contextvars.unbind_contextvars("request_id")
+
+    def _bounded(self, headers: Any, receive: Receive) -> Receive:
+        declared = next((value for name, value in headers if name == b"content-length"), b"0")
+        too_large = declared.isdigit() and int(declared) > self._max_body_bytes
+        received = 0
+
+        async def receive_bounded() -> Any:
+            nonlocal received
+            if too_large:
+                raise _TooLarge
+            message: MutableMapping[str, Any] = await receive()  # type: ignore[assignment]
+            received += len(message.get("body", b""))
+            if received > self._max_body_bytes:
+                raise _TooLarge
+            return message
+
+        return receive_bounded
+
+
+def _marks(state: dict[str, Any]) -> list[tuple[bytes, bytes]]:
+    """The headers of every answer: which request it was, and for a GET how much of the journal it has seen."""
+    marks = [(b"x-request-id", state["request_id"].encode())]
+    if "position" in state:
+        marks.append((b"x-ledger-position", str(state["position"]).encode()))
+        if state["lag"]:
+            marks.append((b"x-ledger-lag", str(state["lag"]).encode()))
+    return marks
+
+
+def _request_id(headers: Any) -> str:
+    sent = next((value for name, value in headers if name == b"x-request-id"), b"")
+    return sent.decode() if _REQUEST_ID.match(sent) else str(uuid4())
+
+
+def _plain_path(path: str) -> str:
+    if path.startswith("/api/v1/"):
+        path = "/api/" + path.removeprefix("/api/v1/")
+    return path.rstrip("/") or "/"
+
+
+async def _refuse_body(send: Send) -> None:
+    headers = [(b"content-type", b"application/json"), (b"content-length", str(len(_TOO_LARGE)).encode())]
+    await send({"type": "http.response.start", "status": 413, "headers": headers})
+    await send({"type": "http.response.body", "body": _TOO_LARGE, "more_body": False})

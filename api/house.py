@@ -1,0 +1,24 @@
+"""Everything that lives as long as the process, in one place; built by app.py, handed to whoever asks for `house`."""
+
+from dataclasses import dataclass
+
+from infra.ledger import Ledger
+from infra.limits import Limits
+from infra.llm import Models
+from infra.postgres import Pool
+from infra.secrets import KeyRing, SecretStore
+from infra.settings import Settings
+from projections.engine import Engine, Progress
+
+
+@dataclass(frozen=True, slots=True)
+class House:
+    settings: Settings
+    pool: Pool
+    ledger: Ledger
+    engine: Engine
+    progress: Progress
+    models: Models
+    limits: Limits
+    key_ring: KeyRing
+    secrets: SecretStore

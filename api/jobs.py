@@ -1,0 +1,291 @@
+"""Jobs: opened, looked at, ended. One job is one charge."""
+
+import asyncio
+from collections.abc import Mapping
+from decimal import Decimal
+from typing import Any, Literal
+from uuid import UUID, uuid4
+
+import msgspec
+from litestar import Controller, Response, get, post
+from litestar.di import NamedDependency
+from litestar.params import FromPath, JSONBody
+from msgspec import UNSET, UnsetType
+
+from api.answers import number, reply, ts, usd8
+from api.bodies import ID, Name100, Text1000
+from api.caller import Caller, team_or_admin
+from api.house import House
+from api.problems import Trouble
+from api.shapes import (
+    CallAnswer,
+    Costs,
+    JobAnswer,
+    Timestamp,
+    Uuid,
+    call_answer,
+    calls_of,
+    job_answer,
+    job_costs,
+    job_fields,
+)
+from domain.charging import CompleteJob, FailJob, complete_job, fail_job
+from domain.errors import CallsInProgress, Forbidden, NotFound, OutOfBounds
+from domain.event import Json, JsonObject
+from domain.job import CreateJob, Job, create_job, require_job
+from domain.streams import CREDIT, JOB, TEAM
+from infra.ledger import Outcome
+from projections import balances, calls, jobs
+from projections.calls import CallRecord
+from projections.jobs import JobRecord
+
+CALLS_GRACE_SECONDS = 5.0  # how long complete waits for calls that are still running
+MAX_RESULT_BYTES = 1024 * 1024
+
+
+class CreateJobBody(msgspec.Struct):
+    team_id: ID
+    job_type: Name100
+    user_id: ID | None = None
+    external_task_id: ID | None = None
+    metadata: JsonObject | None = None
+
+
+class CompleteJobBody(msgspec.Struct):
+    status: Literal["completed", "failed"]
+    metadata: JsonObject | None = None
+    error_message: Text1000 | None = None
+    result: Any = None
+
+
+class JobDetails(JobAnswer, kw_only=True):
+    costs: Costs  # type: ignore[assignment]
+    calls: list[CallAnswer]
+
+
+class JobEnded(msgspec.Struct, kw_only=True):
+    job_id: Uuid
+    team_id: str
+    status: str
+    completed_at: Timestamp
+    error_message: str | None
+    costs: Costs
+    calls: list[CallAnswer]
+    credits_remaining: int
+    total_calls: int
+    credit_applied: bool
+    metadata: Mapping[str, Json]
+
+
+class CostLine(msgspec.Struct, kw_only=True):
+    call_id: Uuid
+    model: str | None
+    purpose: str | None
+    prompt_tokens: int
+    completion_tokens: int
+    cost_usd: Decimal
+    client_cost_usd: Decimal
+    created_at: Timestamp
+    resolved_model: str | UnsetType | None = UNSET
+    input_cost_usd: Decimal | UnsetType = UNSET
+    output_cost_usd: Decimal | UnsetType = UNSET
+    provider_cost_usd: Decimal | UnsetType = UNSET
+    model_pricing_input: Decimal | UnsetType | None = UNSET
+    model_pricing_output: Decimal | UnsetType | None = UNSET
+
+
+class CostBreakdown(msgspec.Struct, kw_only=True):
+    total_cost_usd: Decimal
+    credits_charged: int
+    breakdown: list[CostLine]
+    provider_cost_usd: Decimal | UnsetType = UNSET
+    profit_usd: Decimal | UnsetType = UNSET
+
+
+class JobCosts(msgspec.Struct, kw_only=True):
+    job_id: Uuid
+    team_id: str
+    job_type: str
+    status: str
+    costs: CostBreakdown
+
+
+class JobsController(Controller):
+    path = "/api/jobs"
+    tags = ["Jobs"]
+    guards = [team_or_admin]
+
+    @post("/create", status_code=200)
+    async def create(self, caller: NamedDependency[Caller], data: JSONBody[CreateJobBody]) -> Response[JobAnswer]:
+        """Open a job. No credits are looked at or moved."""
+        job_id = str(uuid4())
+        team_id = caller.team_for(data.team_id)
+        command = CreateJob(
+            **caller.signature(),
+            job_id=job_id,
+            team_id=team_id,
+            job_type=data.job_type,
+            user_id=data.user_id,
+            external_task_id=data.external_task_id,
+            metadata=data.metadata or {},
+        )
+        job = JOB.stream(job_id)
+        return await caller.carry_out(
+            create_job, command, job, TEAM.stream(team_id), new=job, answer=lambda done: _created(done.states[0])
+        )
+
+    @get("/{job_id:str}")
+    async def details(
+        self, caller: NamedDependency[Caller], house: NamedDependency[House], job_id: FromPath[str]
+    ) -> Response[JobDetails]:
+        """A job with its costs and calls."""
+        async with house.pool.connection() as connection:
+            job = await _own_job(caller, await jobs.one(connection, uuid_of(job_id, "job")))
+            its_calls = await calls.of_job(connection, job.job_id)
+            balance = await balances.one(connection, job.team_id)
+        remaining = balance.credits_remaining if balance else 0
+        return reply(
+            JobDetails(
+                **job_fields(job),
+                costs=job_costs(job, remaining, for_admin=caller.is_admin),
+                calls=[call_answer(call, for_admin=caller.is_admin) for call in its_calls],
+            )
+        )
+
+    @post("/{job_id:str}/complete", status_code=200)
+    async def complete(
+        self, caller: NamedDependency[Caller], job_id: FromPath[str], data: JSONBody[CompleteJobBody]
+    ) -> Response[JobEnded]:
+        """End a job; `completed` charges it once."""
+        job, account, team = await streams_of(caller, uuid_of(job_id, "job"))
+        end: dict[str, Any] = {
+            **caller.signature(),
+            "charge_id": str(uuid4()),
+            "metadata": data.metadata or {},
+            "result": _small_enough(data.result),
+        }
+        ended = _ended_for(caller)
+        if data.status == "failed":
+            failed = FailJob(**end, error_message=data.error_message)
+            return await caller.carry_out(fail_job, failed, job, account, answer=ended)
+        completed = CompleteJob(**end)
+        for _ in range(int(CALLS_GRACE_SECONDS / 0.1)):
+            try:
+                return await caller.carry_out(complete_job, completed, job, account, team, answer=ended)
+            except CallsInProgress:
+                await asyncio.sleep(0.1)
+        return await caller.carry_out(complete_job, completed, job, account, team, answer=ended)
+
+    @get("/{job_id:str}/costs")
+    async def costs(
+        self, caller: NamedDependency[Caller], house: NamedDependency[House], job_id: FromPath[str]
+    ) -> Response[JobCosts]:
+        """What a job cost, call by call."""
+        async with house.pool.connection() as connection:
+            job = await _own_job(caller, await jobs.one(connection, uuid_of(job_id, "job")))
+            its_calls = await calls.of_job(connection, job.job_id)
+        whole = job_costs(job, 0, for_admin=caller.is_admin)
+        breakdown = CostBreakdown(
+            total_cost_usd=whole.total_cost_usd,
+            credits_charged=job.credits_charged,
+            breakdown=[_cost_line(call, for_admin=caller.is_admin) for call in its_calls],
+            provider_cost_usd=whole.provider_cost_usd,
+            profit_usd=whole.profit_usd,
+        )
+        return reply(
+            JobCosts(job_id=job.job_id, team_id=job.team_id, job_type=job.job_type, status=job.status, costs=breakdown)
+        )
+
+
+# -- what the methods have in common -----------------------------------------------------------------------------------
+
+
+def uuid_of(text: str, resource: str) -> str:
+    """A uuid from a path; whatever is none cannot be found."""
+    try:
+        return str(UUID(text))
+    except ValueError:
+        raise Trouble("not_found", resource=resource) from None
+
+
+async def streams_of(caller: Caller, job_id: str) -> tuple[str, str, str]:
+    """The streams of a job, of its team's account and of its team.
+
+    Raises:
+        NotFound, Forbidden: there is no such job, or it is another team's.
+    """
+    job = JOB.stream(job_id)
+    state = caller.house.ledger.glance(job) or (await caller.house.ledger.read(job)).states[0]
+    if not isinstance(state, Job):
+        raise NotFound("job")
+    if caller.team_id is not None and state.team_id != caller.team_id:
+        raise Forbidden(caller.team_id)
+    return job, CREDIT.stream(state.team_id), TEAM.stream(state.team_id)
+
+
+async def _own_job(caller: Caller, job: JobRecord | None) -> JobRecord:
+    if job is None:
+        raise NotFound("job")
+    if caller.team_id is not None and job.team_id != caller.team_id:
+        raise Forbidden(caller.team_id)
+    return job
+
+
+def _small_enough(result: Json) -> Json:
+    if result is not None and len(msgspec.json.encode(result)) > MAX_RESULT_BYTES:
+        raise OutOfBounds("result", f"result is larger than {MAX_RESULT_BYTES} bytes")
+    return result
+
+
+def _created(job: Job) -> JobAnswer:
+    return job_answer(JobRecord.of(job))
+
+
+def _ended_for(caller: Caller) -> Any:
+    def ended(outcome: Outcome) -> JobEnded:
+        return job_ended(require_job(outcome.states[0]), for_admin=caller.is_admin)
+
+    return ended
+
+
+def job_ended(job: Job, *, for_admin: bool) -> JobEnded:
+    """The answer to the end of a job, the same for every repeat."""
+    assert job.ended_at is not None
+    assert job.credits_remaining is not None
+    record = JobRecord.of(job)
+    return JobEnded(
+        job_id=job.job_id,
+        team_id=job.team_id,
+        status=job.status,
+        completed_at=ts(job.ended_at),
+        error_message=job.error_message,
+        costs=job_costs(record, job.credits_remaining, for_admin=for_admin),
+        calls=[call_answer(call, for_admin=for_admin) for call in calls_of(job)],
+        credits_remaining=job.credits_remaining,
+        total_calls=job.total_calls,
+        credit_applied=job.credit_applied,
+        metadata=job.metadata,
+    )
+
+
+def _cost_line(call: CallRecord, *, for_admin: bool) -> CostLine:
+    cost = usd8(call.client_cost_usd)
+    line = CostLine(
+        call_id=call.call_id,
+        model=None if call.status == "failed" else call.model,
+        purpose=call.purpose,
+        prompt_tokens=call.prompt_tokens,
+        completion_tokens=call.completion_tokens,
+        cost_usd=cost,
+        client_cost_usd=cost,
+        created_at=ts(call.created_at),
+    )
+    if for_admin:
+        pricing_input, pricing_output = call.price_input_usd_per_million, call.price_output_usd_per_million
+        line.resolved_model = call.resolved_model
+        line.input_cost_usd = usd8(call.input_cost_usd)
+        line.output_cost_usd = usd8(call.output_cost_usd)
+        line.provider_cost_usd = usd8(call.provider_cost_usd)
+        line.model_pricing_input = None if pricing_input is None else number(pricing_input)
+        line.model_pricing_output = None if pricing_output is None else number(pricing_output)
+    return line

@@ -1,0 +1,226 @@
+"""Every error that a client can get: one table from code to status and sentence, and the handlers that apply it.
+
+The details of all 403 answers are constant and speak of credits only when credits are the reason: existing clients look
+for that word. Whatever a caller chose (names, ids) goes into facts, never into the sentence.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from http import HTTPStatus
+from typing import Any
+
+import structlog
+from litestar import Request, Response
+from litestar.exceptions import (
+    HTTPException,
+    MethodNotAllowedException,
+    NotFoundException,
+    ValidationException,
+)
+from litestar.types import ExceptionHandlersMap
+
+from api.answers import encode
+from domain.errors import OutOfBounds, Refusal
+from infra.ledger import ClaimLost, Unavailable
+
+log = structlog.get_logger()
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """What a client sees of an error code."""
+
+    status: int
+    detail: str
+
+
+PROBLEMS: dict[str, Problem] = {
+    "malformed_json": Problem(400, "The body is not valid JSON"),
+    "already_exists": Problem(400, "This already exists"),
+    "already_registered": Problem(400, "This e-mail is already registered"),
+    "invalid_value": Problem(400, "A value is not one of those allowed"),
+    "job_closed": Problem(400, "The job has already ended"),
+    "calls_in_progress": Problem(400, "A call of this job is still running"),
+    "request_rejected": Problem(400, "The model's provider refused this request"),
+    "in_use": Problem(400, "Something else still uses this"),
+    "protected": Problem(400, "This cannot be removed or changed"),
+    "not_charged": Problem(400, "This job was not charged"),
+    "refund_exceeds_charge": Problem(400, "A refund cannot exceed what is left of the charge"),
+    "setup_done": Problem(400, "The first owner has already been set up"),
+    "self_change": Problem(400, "You cannot change this about yourself"),
+    "wrong_password": Problem(400, "The current password is wrong"),
+    "unauthorized": Problem(401, "Invalid or missing credential"),
+    "invalid_login": Problem(401, "Invalid e-mail or password"),
+    "forbidden": Problem(403, "This belongs to another team"),
+    "admin_required": Problem(403, "Administrator access is required"),
+    "role_forbidden": Problem(403, "Your role does not allow this"),
+    "jwt_required": Problem(403, "This needs the session of an administrator"),
+    "account_inactive": Problem(403, "This account is not active"),
+    "team_suspended": Problem(403, "The team is suspended"),
+    "organization_suspended": Problem(403, "The organization is suspended"),
+    "model_not_allowed": Problem(403, "This model is not available to the team"),
+    "insufficient_credits": Problem(403, "Insufficient credits"),
+    "not_found": Problem(404, "Not found"),
+    "method_not_allowed": Problem(405, "Method not allowed"),
+    "idempotency_in_flight": Problem(409, "The first request with this idempotency key is still running"),
+    "payload_too_large": Problem(413, "The body is too large"),
+    "validation_error": Problem(422, "The request is not valid"),
+    "rate_limited": Problem(429, "Rate limit exceeded"),
+    "team_paused": Problem(429, "The team is paused"),
+    "organization_paused": Problem(429, "The organization is paused"),
+    "too_many_attempts": Problem(429, "Too many failed attempts"),
+    "internal_error": Problem(500, "Internal server error"),
+    "provider_error": Problem(500, "The model could not be reached"),
+    "unavailable": Problem(503, "Service temporarily unavailable"),
+    "provider_not_configured": Problem(503, "The model is not configured"),
+    "not_ready": Problem(503, "Not ready"),
+}
+
+RETRY_AFTER_SECONDS = {409: 1, 429: 30, 503: 2}
+
+
+class Trouble(Exception):
+    """A refusal that only HTTP knows: of a credential, a body, a limit, a provider."""
+
+    def __init__(self, code: str, *, headers: Mapping[str, str] | None = None, **facts: Any) -> None:
+        super().__init__(code)
+        self.code = code
+        self.headers = dict(headers or {})
+        self.facts = facts
+
+
+class Invalid(Exception):
+    """A value that is not what it should be: answered 422 with the place of each one.
+
+    Args:
+        loc: where it is, beginning with body, query, path or header.
+        message: what is wrong with it.
+        kind: one of the contract's types, such as `value_error.length`.
+    """
+
+    def __init__(self, loc: Sequence[str | int], message: str, kind: str) -> None:
+        super().__init__(message)
+        self.items = [{"loc": list(loc), "msg": message, "type": kind}]
+
+
+def problem(
+    code: str, facts: Mapping[str, Any] | None = None, headers: Mapping[str, str] | None = None
+) -> Response[Any]:
+    """The answer for an error code."""
+    entry = PROBLEMS[code]
+    content = {"detail": entry.detail, "code": code, **(facts or {})}
+    return _answer(entry.status, content, headers)
+
+
+def invalid(items: Sequence[Mapping[str, Any]]) -> Response[Any]:
+    """The answer for values that are not what they should be."""
+    return _answer(422, {"detail": list(items), "code": "validation_error"})
+
+
+def _answer(status: int, content: Mapping[str, Any], headers: Mapping[str, str] | None = None) -> Response[Any]:
+    sent = dict(headers or {})
+    if status == HTTPStatus.UNAUTHORIZED:
+        sent.setdefault("WWW-Authenticate", "Bearer")
+    if status in RETRY_AFTER_SECONDS:
+        sent.setdefault("Retry-After", str(RETRY_AFTER_SECONDS[status]))
+    return Response(encode(content), status_code=status, media_type="application/json", headers=sent)
+
+
+# -- handlers --------------------------------------------------------------------------------------------------------
+
+
+def _refused(_: Request[Any, Any, Any], refusal: Refusal) -> Response[Any]:
+    if isinstance(refusal, OutOfBounds):
+        return invalid([{"loc": ["body", refusal.field], "msg": refusal.message, "type": "value_error.range"}])
+    return problem(refusal.code, refusal.facts)
+
+
+def _troubled(_: Request[Any, Any, Any], trouble: Trouble) -> Response[Any]:
+    return problem(trouble.code, trouble.facts, trouble.headers)
+
+
+def _invalid(_: Request[Any, Any, Any], error: Invalid) -> Response[Any]:
+    return invalid(error.items)
+
+
+def _unavailable(_: Request[Any, Any, Any], error: Unavailable) -> Response[Any]:
+    return problem("unavailable", headers={"Retry-After": str(error.retry_after_s)})
+
+
+def _claim_lost(_: Request[Any, Any, Any], __: ClaimLost) -> Response[Any]:
+    return problem("idempotency_in_flight")
+
+
+def _parameters(_: Request[Any, Any, Any], error: ValidationException) -> Response[Any]:
+    """Litestar's own finding about a query or path parameter, in the contract's shape."""
+    found = error.extra if isinstance(error.extra, list) else []
+    items = [
+        {
+            "loc": [str(item.get("source", "query")), str(item.get("key", ""))],
+            "msg": str(item.get("message", "invalid")),
+            "type": kind_of(str(item.get("message", ""))),
+        }
+        for item in found
+        if isinstance(item, dict)
+    ]
+    return invalid(items or [{"loc": ["query"], "msg": "invalid value", "type": "value_error.format"}])
+
+
+def _http(_: Request[Any, Any, Any], error: HTTPException) -> Response[Any]:
+    match error:
+        case NotFoundException():
+            return problem("not_found", {"resource": "route"})
+        case MethodNotAllowedException():
+            return problem("method_not_allowed", headers=error.headers)
+        case _ if error.status_code == HTTPStatus.REQUEST_ENTITY_TOO_LARGE:
+            return problem("payload_too_large")
+        case _ if error.status_code == HTTPStatus.BAD_REQUEST:
+            return problem("malformed_json")
+        case _:
+            return _crashed(_, error)
+
+
+def _crashed(request: Request[Any, Any, Any], error: Exception) -> Response[Any]:
+    log.error("request.crashed", path=request.url.path, exc_info=error)
+    return problem("internal_error")
+
+
+HANDLERS: ExceptionHandlersMap = {
+    Refusal: _refused,
+    Trouble: _troubled,
+    Invalid: _invalid,
+    Unavailable: _unavailable,
+    ClaimLost: _claim_lost,
+    ValidationException: _parameters,
+    HTTPException: _http,
+    Exception: _crashed,
+}
+
+
+def kind_of(message: str) -> str:
+    """The contract's word for what msgspec complains about."""
+    if "missing required field" in message or "got `null`" in message:
+        return "value_error.missing"
+    if "of length" in message:
+        return "value_error.length"
+    if "enum value" in message:
+        return "value_error.enum"
+    if "matching regex" in message or "Invalid" in message:
+        return "value_error.format"
+    if any(sign in message for sign in (">", "<", "multiple of", "out of range")):
+        return "value_error.range"
+    for word, kind in _TYPE_WORDS.items():
+        if message.startswith(f"Expected `{word}"):
+            return f"type_error.{kind}"
+    return "value_error.format"
+
+
+_TYPE_WORDS = {
+    "str": "string",
+    "int": "integer",
+    "float": "number",
+    "decimal": "number",
+    "bool": "boolean",
+    "array": "list",
+    "object": "object",
+}
