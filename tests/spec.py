@@ -18,11 +18,12 @@ from domain.event import Command, Event, State
 from domain.streams import CATEGORIES, decode
 
 STREAM_OF = {event: category for category in CATEGORIES.values() for event in category.events}
+Decision = Callable[..., Any]
 States = dict[type[State], State]
 
 
 def given(*history: Event) -> "Story":
-    return Story(fold({}, history))
+    return Story({}).meanwhile(*history)
 
 
 class Story:
@@ -33,7 +34,7 @@ class Story:
         self.decided = list(decided)
         self.refusal = refusal
 
-    def when(self, decide: Callable[..., Any], command: Command) -> "Story":
+    def when(self, decide: Decision, command: Command) -> "Story":
         """Decides as the ledger does; whatever is decided must be readable and evolve."""
         assert self.refusal is None, f"nothing follows {self.refusal!r}"
         asked = states_asked_by(decide)
@@ -67,6 +68,10 @@ class Story:
         assert facts == {fact: getattr(self.states[state], fact) for fact in facts}
         return self
 
+    def meanwhile(self, *events: Event) -> "Story":
+        """What happens without a wish of ours."""
+        return Story(fold(self.states, events))
+
     def another(self, state: type[State]) -> "Story":
         """The same house with a thing of this kind that has no history yet: a second job of the same team."""
         return Story({kind: each for kind, each in self.states.items() if kind is not state})
@@ -79,7 +84,7 @@ def fold(states: States, events: Iterable[Event]) -> States:
     return states
 
 
-def states_asked_by(decide: Callable[..., Any]) -> list[type[State]]:
+def states_asked_by(decide: Decision) -> list[type[State]]:
     """The `Job` of each `job: Job | None`."""
     hints = {name: hint for name, hint in get_type_hints(decide).items() if name not in ("command", "return")}
     return [get_args(hint)[0] for hint in hints.values()]

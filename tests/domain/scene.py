@@ -6,14 +6,21 @@ from typing import Any
 
 from msgspec.structs import replace
 
-from domain.catalog import AliasCreated, AliasTerms, Target
+from domain.catalog import (
+    AccessGroupCreated,
+    AliasCreated,
+    AliasTerms,
+    GroupMember,
+    ModelGroupCreated,
+    Target,
+)
 from domain.charging import CancelJob, CompleteJob, ExpireJob, FailJob, RefundJob, StartCall
 from domain.credit import AccountOpened, CreditsGranted
 from domain.event import Event
 from domain.job import CallError, CallStarted, CreateJob, FailCall, FinishCall, JobCreated
 from domain.organization import OrganizationCreated
 from domain.pricing import Price, Terms
-from domain.team import Budget, BudgetSet, TeamCreated
+from domain.team import Budget, BudgetSet, ModelAccessAssigned, TeamCreated
 from tests.spec import Story, given
 
 NOON = datetime(2026, 3, 4, 12, tzinfo=UTC)  # a Wednesday
@@ -71,6 +78,28 @@ def alias(
         **more,
     )
     return AliasCreated(at=NOON, alias_id=an_id(number), model_alias=name, terms=terms)
+
+
+def access_group(name: str, *aliases: str) -> AccessGroupCreated:
+    return AccessGroupCreated(at=NOON, group_name=name, display_name=name, description=None, model_aliases=aliases)
+
+
+def member(name: str, priority: int = 0, price: str | None = None, **more: Any) -> GroupMember:
+    """A member of a model group; with a price it is a provider model, else an alias or nothing."""
+    list_price = None if price is None else Price(Decimal(price), Decimal(price))
+    return GroupMember(
+        member_id=an_id(60), model_name=name, priority=priority, created_at=NOON, list_price=list_price, **more
+    )
+
+
+def model_group(name: str, *members: GroupMember) -> ModelGroupCreated:
+    return ModelGroupCreated(
+        at=NOON, group_id=an_id(50), group_name=name, display_name=name, description=None, members=members
+    )
+
+
+def assigned(*, model_groups: tuple[str, ...] = (), access_groups: tuple[str, ...] = ()) -> ModelAccessAssigned:
+    return ModelAccessAssigned(at=NOON, team_id=RESEARCH, model_groups=model_groups, access_groups=access_groups)
 
 
 TERMS = Budget().terms
