@@ -165,7 +165,7 @@ def test_the_email_of_a_deleted_user_may_be_registered_again() -> None:
 
 
 @pytest.mark.parametrize(
-    ("decide", "command"),
+    "decide, command",
     [
         (create_user, creating(MASTER)),
         (change_user, ChangeUser(**who(MASTER), user_id=URSULA)),
@@ -263,7 +263,7 @@ def test_an_owner_demotes_another() -> None:
 
 @pytest.mark.parametrize("actor", [OLGA, SYSTEM])
 @pytest.mark.parametrize(
-    ("decide", "kind", "what"),
+    "decide, kind, what",
     [
         (change_user, ChangeUser, {"role": "admin"}),
         (change_user, ChangeUser, {"is_active": False}),
@@ -323,7 +323,7 @@ def test_users_and_auditors_delete_nobody() -> None:
 
 
 @pytest.mark.parametrize(
-    ("decide", "command"),
+    "decide, command",
     [
         (change_user, ChangeUser(**who(OLGA), user_id=NEW)),
         (set_user_active, SetUserActive(**who(OLGA), user_id=NEW, is_active=False)),
@@ -419,7 +419,7 @@ def test_a_logout_ends_one_session() -> None:
 
 
 @pytest.mark.parametrize(
-    ("event", "ended"),
+    "event, ended",
     [
         (UserLoggedOut(at=NOON, user_id=OLGA, session_id=SESSION), SessionsEnded(user_id=OLGA, only=SESSION)),
         (UserRoleChanged(at=NOON, user_id=OLGA, role="user"), SessionsEnded(user_id=OLGA)),
