@@ -19,7 +19,6 @@ from decimal import Decimal
 from msgspec.structs import replace
 
 from domain.credit import (
-    CreditEvent,
     CreditsAdjusted,
     CreditsCharged,
     CreditsExpired,
@@ -210,8 +209,8 @@ def next_period(period: str) -> str:
     return period_of(period_bounds(period)[1])
 
 
-def tally(events: Iterable[CreditEvent]) -> Totals:
-    """Adds up the entries among a team's credit events."""
+def tally(events: Iterable[Event]) -> Totals:
+    """Adds up the entries among a team's events."""
     totals = Totals()
     for event in events:
         match event:
