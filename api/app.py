@@ -16,8 +16,10 @@ from api.edge import Edge
 from api.health import HealthController
 from api.house import House
 from api.jobs import JobsController
+from api.llm_calls import LlmCallsController
 from api.problems import HANDLERS
 from infra import postgres
+from infra.background import Background
 from infra.ledger import Ledger
 from infra.limits import Limits
 from infra.llm import Models
@@ -30,7 +32,7 @@ from projections.jobs import JOBS
 from projections.projection import Projection
 
 PROJECTIONS: Sequence[Projection] = (JOBS, CALLS, BALANCES)
-CONTROLLERS: Sequence[ControllerRouterHandler] = (HealthController, JobsController)
+CONTROLLERS: Sequence[ControllerRouterHandler] = (HealthController, JobsController, LlmCallsController)
 
 EXPOSED_HEADERS = [
     "X-Request-Id",
@@ -109,6 +111,7 @@ async def _living(app: Litestar, *, settings: Settings, dsn: str) -> AsyncIterat
         limits=Limits(settings.redis_url, workers=settings.workers),
         key_ring=key_ring,
         secrets=SecretStore(pool, key_ring),
+        background=Background(),
     )
     app.state.house = house
     await ledger.start()
@@ -117,6 +120,7 @@ async def _living(app: Litestar, *, settings: Settings, dsn: str) -> AsyncIterat
     try:
         yield
     finally:
+        await house.background.drain(settings.shutdown_timeout_seconds)
         await house.models.close()
         await ledger.stop()
         await engine.stop()

@@ -5,7 +5,6 @@ through this one DTO, set once for the whole application.
 """
 
 import re
-from decimal import Decimal
 from functools import lru_cache
 from typing import Annotated, Any
 
@@ -88,7 +87,7 @@ def decode_body(body: bytes, kind: Any) -> Any:
 
 
 def parse(body: bytes) -> Any:
-    """Any JSON, with exact decimals."""
+    """Any JSON."""
     try:
         return _ANY.decode(printable(body))
     except (msgspec.DecodeError, UnicodeDecodeError):
@@ -116,15 +115,20 @@ def _replace(match: re.Match[bytes]) -> bytes:
 
 
 def _relaxed(value: Any) -> Any:
+    """Fields that are null are absent, and 100.0 is 100; objects inside, such as metadata, are left as they came."""
     match value:
         case dict():
-            return {key: _relaxed(each) for key, each in value.items() if each is not None}
+            return {key: _relaxed_field(each) for key, each in value.items() if each is not None}
         case list():
-            return [_relaxed(each) for each in value]
-        case Decimal() if value == value.to_integral_value() and abs(value) < 10**18:
-            return int(value)
+            return [_relaxed(each) if isinstance(each, dict) else each for each in value]
         case _:
             return value
+
+
+def _relaxed_field(value: Any) -> Any:
+    if isinstance(value, float) and value.is_integer():
+        return int(value)
+    return _relaxed(value) if isinstance(value, list) else value
 
 
 def _complaint(message: str) -> Invalid:
@@ -144,4 +148,4 @@ def _decoder(kind: Any) -> msgspec.json.Decoder[Any]:
     return msgspec.json.Decoder(kind, strict=True)
 
 
-_ANY = msgspec.json.Decoder(Any, float_hook=Decimal)
+_ANY = msgspec.json.Decoder()

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from infra.background import Background
 from infra.ledger import Ledger
 from infra.limits import Limits
 from infra.llm import Models
@@ -22,3 +23,4 @@ class House:
     limits: Limits
     key_ring: KeyRing
     secrets: SecretStore
+    background: Background

@@ -26,6 +26,8 @@ from domain.team import Team
 
 AliasStatus = Literal["active", "inactive", "deprecated"]
 GroupStatus = Literal["active", "inactive"]
+MAX_MEMBERS = 20  # of a model group: each is tried once, and a call has to end some time
+
 PriceSource = Literal["alias", "cost_map", "none"]
 
 # -- what the events say -------------------------------------------------------------------------------------
@@ -608,6 +610,7 @@ def create_model_group(catalog: Catalog | None, command: CreateModelGroup) -> li
     catalog = catalog or EMPTY
     if command.group_name in catalog.model_groups:
         raise AlreadyExists("model_group")
+    _require_few(command.members)
     return [
         ModelGroupCreated(
             at=command.at,
@@ -633,6 +636,7 @@ def change_model_group(catalog: Catalog | None, command: ChangeModelGroup) -> li
     )
     if changed == group:
         return []
+    _require_few(changed.members)
     return [
         ModelGroupChanged(
             at=command.at,
@@ -657,6 +661,11 @@ def delete_model_group(catalog: Catalog | None, command: DeleteModelGroup) -> li
 def _require_price(terms: AliasTerms) -> None:
     if terms.price is None and not terms.allow_unpriced:
         raise OutOfBounds("pricing_input", "no price is known for this model; give one or set allow_unpriced")
+
+
+def _require_few(members: tuple[GroupMember, ...]) -> None:
+    if len(members) > MAX_MEMBERS:
+        raise OutOfBounds("models", f"a group has at most {MAX_MEMBERS} models")
 
 
 def _require_aliases(catalog: Catalog, names: Iterable[str]) -> None:

@@ -35,6 +35,8 @@ from domain.organization import Organization
 from domain.pricing import Terms, add, call_cost, credits_for
 from domain.team import Team, require_active, require_team
 
+SETTLE_MARGIN = timedelta(seconds=60)  # a call without an end so long after its last possible moment has none
+
 TwoLists = tuple[list[Event], list[Event]]
 
 # -- commands ------------------------------------------------------------------------------------------------
@@ -50,7 +52,7 @@ class StartCall(Command):
     prompt_tokens: int
     output_tokens: int
     open_aliases: bool
-    deadline: datetime
+    longest_attempt: timedelta
     request_sha256: str
     request_bytes: int
     metadata: JsonObject
@@ -144,7 +146,7 @@ def start_call(
         estimated_cost_usd=cost,
         held_credits=credits,
         terms=None if job.terms else terms,
-        deadline=command.deadline,
+        deadline=command.at + command.longest_attempt * len(resolution.targets) + SETTLE_MARGIN,
         request_sha256=command.request_sha256,
         request_bytes=command.request_bytes,
     )

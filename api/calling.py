@@ -1,0 +1,492 @@
+"""One call to a language model: started on record, answered by the first target that can, settled whatever happens.
+
+The intent is in the journal, and the credits are set aside, before a provider hears of it. From then on the call is
+carried by a task of its own, which no client can cancel by hanging up: a provider that has worked has to be paid, so
+the end of every call is recorded, also when its job ended meanwhile, also when nobody listens any more.
+"""
+
+import asyncio
+import contextlib
+import hashlib
+import time
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass, field
+from datetime import timedelta
+from typing import Annotated, Any, Literal
+from uuid import UUID, uuid4
+
+import msgspec
+import structlog
+from msgspec import Meta
+
+from api.bodies import Name200, Text200
+from api.caller import Caller
+from api.house import House
+from api.problems import Invalid, Trouble
+from domain import catalog as names
+from domain.charging import StartCall, start_call
+from domain.errors import Forbidden, NotFound
+from domain.event import Command, Event, JsonObject
+from domain.job import Attempt, CallError, CallStarted, FailCall, FinishCall, Job, fail_call, finish_call
+from domain.streams import CREDIT, JOB, ORGANIZATION, TEAM, THE_CATALOG
+from domain.team import Team
+from infra.ledger import Unavailable
+from infra.llm import ChatRequest, Chunk, Completion, ProviderFailure, Target, Usage
+
+log = structlog.get_logger()
+
+SETTLE_RETRY_SECONDS = 1.0
+SETTLE_RETRIES = 600
+KEEP_ALIVE_SECONDS = 15.0
+CLIENT_PATIENCE_SECONDS = 60.0
+QUEUED_CHUNKS = 256  # a slow client holds back its provider beyond these, and nobody else
+
+
+# -- the request -------------------------------------------------------------------------------------------------------
+
+
+class Message(msgspec.Struct, omit_defaults=True):
+    role: Literal["system", "user", "assistant", "tool", "developer"]
+    content: str | list[dict[str, Any]] | None = None
+    name: str | None = None
+    tool_calls: list[dict[str, Any]] | None = None
+    tool_call_id: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.content is None and not self.tool_calls:
+            raise ValueError("content is needed unless there are tool_calls")
+
+
+class CallBody(msgspec.Struct, kw_only=True):
+    """What every endpoint that calls a model takes."""
+
+    messages: Annotated[list[Message], Meta(min_length=1)]
+    model: Name200 | None = None
+    model_group: Name200 | None = None
+    purpose: Text200 | None = None
+    temperature: Annotated[float, Meta(ge=0, le=2)] | None = None
+    max_tokens: Annotated[int, Meta(ge=1, le=1_000_000_000)] | None = None
+    top_p: Annotated[float, Meta(ge=0, le=1)] | None = None
+    frequency_penalty: Annotated[float, Meta(ge=-2, le=2)] | None = None
+    presence_penalty: Annotated[float, Meta(ge=-2, le=2)] | None = None
+    stop: str | list[str] | None = None
+    response_format: dict[str, Any] | None = None
+    tools: list[dict[str, Any]] | None = None
+    tool_choice: Any = None
+    call_metadata: JsonObject | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """What is asked, independent of the endpoint that it came through."""
+
+    request: ChatRequest
+    model: str | None
+    purpose: str | None = None
+    metadata: JsonObject = field(default_factory=dict)
+
+
+PASSED_ON = (
+    "max_tokens",
+    "top_p",
+    "frequency_penalty",
+    "presence_penalty",
+    "stop",
+    "response_format",
+    "tools",
+    "tool_choice",
+)
+DEFAULT_TEMPERATURE = 0.7
+
+
+def question(body: CallBody) -> Question:
+    """The question in a body.
+
+    Raises:
+        Invalid: model and model_group, which mean the same, say different things.
+    """
+    if body.model and body.model_group and body.model != body.model_group:
+        raise Invalid(["body", "model_group"], "model and model_group differ", "value_error.format")
+    options = {name: value for name in PASSED_ON if (value := getattr(body, name)) is not None}
+    options["temperature"] = DEFAULT_TEMPERATURE if body.temperature is None else body.temperature
+    return Question(
+        request=ChatRequest(msgspec.to_builtins(body.messages), options),
+        model=body.model or body.model_group,
+        purpose=body.purpose,
+        metadata=body.call_metadata or {},
+    )
+
+
+# -- the start ---------------------------------------------------------------------------------------------------------
+
+
+@dataclass(slots=True)
+class Call:
+    """A call that is on record and has not ended yet."""
+
+    house: House
+    caller: Caller
+    started: CallStarted
+    request: ChatRequest
+    prompt_tokens: int
+    began: float = field(default_factory=time.perf_counter)
+    attempts: list[Attempt] = field(default_factory=list)
+    not_configured: bool = False
+
+    @property
+    def call_id(self) -> str:
+        return self.started.call_id
+
+    @property
+    def headers(self) -> dict[str, str]:
+        return {"X-Job-Id": self.started.job_id, "X-Call-Id": self.call_id}
+
+    @property
+    def latency_ms(self) -> int:
+        return round((time.perf_counter() - self.began) * 1000)
+
+    def target(self, index: int) -> names.Target:
+        return self.started.targets[index]
+
+
+async def start(caller: Caller, job_id: str, asked: Question, *, streaming: bool) -> Call:
+    """Puts the intent to call on record and sets the credits for it aside.
+
+    Raises:
+        NotFound, Forbidden, JobClosed, ModelNotAllowed, InsufficientCredits: and no provider hears of it.
+    """
+    house = caller.house
+    job, team_id, organization_id = await _job_of(caller, job_id)
+    request_body = msgspec.json.encode(asked.request)
+    prompt_tokens = await estimate_prompt(house, team_id, asked)
+    settings = house.settings
+    command = StartCall(
+        **caller.signature(),
+        call_id=str(uuid4()),
+        model=asked.model,
+        purpose=asked.purpose,
+        streaming=streaming,
+        prompt_tokens=prompt_tokens,
+        output_tokens=asked.request.options.get("max_tokens", settings.default_output_tokens),
+        open_aliases=settings.open_aliases,
+        longest_attempt=timedelta(seconds=settings.llm_timeout_seconds),
+        request_sha256=hashlib.sha256(request_body).hexdigest(),
+        request_bytes=len(request_body),
+        metadata=asked.metadata,
+    )
+    outcome = await caller.decide(
+        start_call,
+        command,
+        job,
+        CREDIT.stream(team_id),
+        TEAM.stream(team_id),
+        ORGANIZATION.stream(organization_id),
+        THE_CATALOG,
+    )
+    started = next(event for event in outcome.events if isinstance(event, CallStarted))
+    return Call(house, caller, started, asked.request, prompt_tokens)
+
+
+async def _job_of(caller: Caller, job_id: str) -> tuple[str, str, str]:
+    """The stream of a job, its team and its organization, if the caller may call models in it."""
+    stream = JOB.stream(job_id)
+    job = caller.house.ledger.glance(stream) or (await caller.house.ledger.read(stream)).states[0]
+    if not isinstance(job, Job):
+        raise NotFound("job")
+    if caller.team_id is not None and job.team_id != caller.team_id:
+        raise Forbidden(caller.team_id)
+    return stream, job.team_id, job.organization_id
+
+
+async def estimate_prompt(house: House, team_id: str, asked: Question) -> int:
+    """How many tokens the prompt has, by the tokenizer of the first model that may answer it."""
+    target = Target("openai", "unknown")
+    team, catalog = house.ledger.glance(TEAM.stream(team_id)), house.ledger.glance(THE_CATALOG)
+    if isinstance(team, Team) and isinstance(catalog, names.Catalog):
+        with contextlib.suppress(Exception):
+            found = names.resolve(catalog, team, None, asked.model, open_aliases=house.settings.open_aliases)
+            target = Target(found.targets[0].provider, found.targets[0].model)
+    return await house.models.count_messages(target, asked.request.messages)
+
+
+# -- whole answers -----------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Finished:
+    """A call that was answered."""
+
+    call: Call
+    content: str
+    tool_calls: list[dict[str, Any]] | None
+    finish_reason: str
+    usage: Usage
+    latency_ms: int
+
+
+async def complete(call: Call) -> Finished:
+    """Asks the targets in their order until one answers, and records how it ended.
+
+    Raises:
+        Trouble: the provider refused the request, every target failed, or none is configured.
+    """
+    return await asyncio.shield(call.house.background.spawn(_complete(call), name=f"call {call.call_id}"))
+
+
+async def _complete(call: Call) -> Finished:
+    for index in range(len(call.started.targets)):
+        try:
+            completion = await call.house.models.complete(await _reach(call, index), call.request)
+        except ProviderFailure as failure:
+            _note(call, index, failure)
+            if not failure.falls_back:
+                break
+        else:
+            return await _finish(call, index, completion)
+    raise await _fail(call)
+
+
+async def _finish(call: Call, index: int, completion: Completion) -> Finished:
+    usage, estimated = completion.usage, False
+    if usage is None:
+        target = _plain_target(call.target(index))
+        answered = completion.content + "".join(str(each) for each in completion.tool_calls or ())
+        usage, estimated = Usage(call.prompt_tokens, await call.house.models.count_text(target, answered)), True
+    latency_ms = call.latency_ms
+    answer = completion.content.encode()
+    command = FinishCall(
+        **call.caller.signature(),
+        call_id=call.call_id,
+        target=index,
+        prompt_tokens=usage.prompt_tokens,
+        completion_tokens=usage.completion_tokens,
+        usage_estimated=estimated,
+        latency_ms=latency_ms,
+        finish_reason=completion.finish_reason,
+        attempts=tuple(call.attempts),
+        response_sha256=hashlib.sha256(answer).hexdigest(),
+        response_bytes=len(answer),
+    )
+    await _settle(call, finish_call, command)
+    return Finished(call, completion.content, completion.tool_calls, completion.finish_reason, usage, latency_ms)
+
+
+def _note(call: Call, index: int, failure: ProviderFailure) -> None:
+    """A target that did not answer; what it said is for administrators."""
+    target = call.target(index)
+    so_far = sum(attempt.latency_ms for attempt in call.attempts)
+    outcome: Literal["error", "rejected", "timeout"] = (
+        "error" if failure.outcome == "not_configured" else failure.outcome
+    )
+    call.attempts.append(
+        Attempt(
+            target=target.name,
+            resolved_model=f"{target.provider}/{target.model}",
+            outcome=outcome,
+            http_status=failure.http_status,
+            error=failure.text,
+            latency_ms=max(0, call.latency_ms - so_far),
+        )
+    )
+    log.warning(
+        "call.attempt_failed",
+        call_id=call.call_id,
+        provider=target.provider,
+        outcome=failure.outcome,
+        http_status=failure.http_status,
+    )
+    call.not_configured = failure.outcome == "not_configured"
+
+
+async def _fail(call: Call, *, target: int | None = None, answered: str = "") -> Trouble:
+    """Records that no target answered, and says what the client is told about it."""
+    last = call.attempts[-1]
+    errors: dict[str, CallError] = {"rejected": "request_rejected", "timeout": "timeout", "error": "provider_error"}
+    completion_tokens = 0
+    if target is not None:
+        completion_tokens = await call.house.models.count_text(_plain_target(call.target(target)), answered)
+    command = FailCall(
+        **call.caller.signature(),
+        call_id=call.call_id,
+        error=errors[last.outcome],
+        provider_error=last.error,
+        http_status=last.http_status,
+        latency_ms=call.latency_ms,
+        target=target,
+        prompt_tokens=call.prompt_tokens if target is not None else 0,
+        completion_tokens=completion_tokens,
+        attempts=tuple(call.attempts),
+    )
+    await _settle(call, fail_call, command)
+    if last.outcome == "rejected":
+        return Trouble("request_rejected")
+    return Trouble("provider_not_configured" if call.not_configured else "provider_error")
+
+
+async def _settle(call: Call, decide: Callable[..., list[Event]], command: Command) -> None:
+    """Records what happened. A fact waits for a database that is away; it is never dropped because of it."""
+    for _ in range(SETTLE_RETRIES):
+        try:
+            await call.house.ledger.carry_out(decide, command, JOB.stream(call.started.job_id))
+        except Unavailable:
+            log.warning("call.settle_delayed", call_id=call.call_id)
+            await asyncio.sleep(SETTLE_RETRY_SECONDS)
+        else:
+            return
+    log.error("call.unsettled", call_id=call.call_id)
+
+
+async def _reach(call: Call, index: int) -> Target:
+    """Where a target is and with which key: the alias's own, else the environment's."""
+    target = call.target(index)
+    api_key = None
+    if target.secret_id is not None:
+        api_key = (await call.house.secrets.get(UUID(target.secret_id))).decode()
+    return Target(target.provider, target.model, target.api_base, api_key)
+
+
+def _plain_target(target: names.Target) -> Target:
+    return Target(target.provider, target.model)
+
+
+# -- streams -----------------------------------------------------------------------------------------------------------
+
+
+class Piece(msgspec.Struct, omit_defaults=True):
+    """What of an answer has come: passed on as it is, except that the end is held back until usage is known."""
+
+    content: str | None = None
+    tool_calls: list[dict[str, Any]] | None = None
+
+
+@dataclass(slots=True)
+class Ended:
+    """The last thing in the queue of a relay: how the call ended, already on record."""
+
+    finish_reason: str = "stop"
+    usage: Usage | None = None
+    trouble: Trouble | None = None
+
+
+class Relay:
+    """A stream from provider to client, carried by a task that survives the client.
+
+    Args:
+        call: on record already.
+        drain: whether a provider is heard to its end when the client has left, or stopped at once.
+    """
+
+    def __init__(self, call: Call, *, drain: bool) -> None:
+        self.call = call
+        self._drain = drain
+        self._queue: asyncio.Queue[Piece | Ended] = asyncio.Queue(QUEUED_CHUNKS)
+        self._client_left = False
+        self._texts: list[str] = []
+        self._usage: Usage | None = None
+        self._finish_reason: str | None = None
+        self._target = 0
+        self._pump: asyncio.Task[bool] | None = None
+        self.ended: asyncio.Task[Ended] = call.house.background.spawn(self._carry(), name=f"stream {call.call_id}")
+
+    async def pieces(self) -> AsyncIterator[Piece | Ended | None]:
+        """The answer as it comes; None after KEEP_ALIVE_SECONDS of silence; an `Ended` is the last."""
+        try:
+            while True:
+                try:
+                    piece = await asyncio.wait_for(self._queue.get(), KEEP_ALIVE_SECONDS)
+                except TimeoutError:
+                    yield None
+                    continue
+                yield piece
+                if isinstance(piece, Ended):
+                    return
+        finally:
+            self._leave()
+
+    def _leave(self) -> None:
+        self._client_left = True
+        while not self._queue.empty():
+            self._queue.get_nowait()
+        if self._pump is not None and not self._drain:
+            self._pump.cancel()
+
+    async def _carry(self) -> Ended:
+        """Runs the call to its end and records it, whoever listens."""
+        self._pump = asyncio.create_task(self._ask_targets(), name=f"pump {self.call.call_id}")
+        await asyncio.wait({self._pump})
+        was_cancelled = self._pump.cancelled()
+        if not was_cancelled and (problem := self._pump.exception()) is not None:
+            log.error("call.crashed", call_id=self.call.call_id, exc_info=problem)
+            _note(self.call, self._target, ProviderFailure("error", type(problem).__name__))
+        if was_cancelled or (self._pump.exception() is None and self._pump.result()):
+            ended = await self._finish(partial=was_cancelled)
+        else:
+            ended = Ended(trouble=await self._fail())
+        if not self._client_left:
+            await self._put(ended)
+        return ended
+
+    async def _put(self, piece: Piece | Ended) -> None:
+        """Hands a piece to the client; one that takes nothing for long has left without saying so."""
+        try:
+            self._queue.put_nowait(piece)
+        except asyncio.QueueFull:
+            try:
+                await asyncio.wait_for(self._queue.put(piece), CLIENT_PATIENCE_SECONDS)
+            except TimeoutError:
+                self._leave()
+
+    async def _ask_targets(self) -> bool:
+        """Asks the targets until one answers to its end. Once text has reached the client there is no other."""
+        for index in range(len(self.call.started.targets)):
+            self._target = index
+            chunks = self.call.house.models.stream(await _reach(self.call, index), self.call.request)
+            try:
+                async with contextlib.aclosing(chunks):
+                    async for chunk in chunks:
+                        await self._pass_on(chunk)
+            except ProviderFailure as failure:
+                _note(self.call, index, failure)
+                if self._texts or not failure.falls_back:
+                    return False
+            else:
+                return True
+        return False
+
+    async def _pass_on(self, chunk: Chunk) -> None:
+        self._usage = chunk.usage or self._usage
+        self._finish_reason = chunk.finish_reason or self._finish_reason
+        if not chunk.content and not chunk.tool_calls:
+            return
+        self._texts.append(chunk.content or msgspec.json.encode(chunk.tool_calls).decode())
+        if not self._client_left:
+            await self._put(Piece(chunk.content or None, chunk.tool_calls))
+
+    async def _finish(self, *, partial: bool) -> Ended:
+        call = self.call
+        text = "".join(self._texts)
+        usage, estimated = self._usage, False
+        if usage is None:
+            target = _plain_target(call.target(self._target))
+            usage, estimated = Usage(call.prompt_tokens, await call.house.models.count_text(target, text)), True
+        finish_reason: Any = "cancelled" if partial else (self._finish_reason or "stop")
+        command = FinishCall(
+            **call.caller.signature(),
+            call_id=call.call_id,
+            target=self._target,
+            prompt_tokens=usage.prompt_tokens,
+            completion_tokens=usage.completion_tokens,
+            usage_estimated=estimated,
+            latency_ms=call.latency_ms,
+            finish_reason=finish_reason,
+            partial=partial,
+            attempts=tuple(call.attempts),
+            response_sha256=hashlib.sha256(text.encode()).hexdigest(),
+            response_bytes=len(text.encode()),
+        )
+        await _settle(call, finish_call, command)
+        return Ended(finish_reason, usage)
+
+    async def _fail(self) -> Trouble:
+        broken = bool(self._texts)
+        return await _fail(self.call, target=self._target if broken else None, answered="".join(self._texts))

@@ -1,0 +1,39 @@
+"""Tasks that nobody waits for and nobody may cancel: what has begun with a provider is settled, whoever hangs up."""
+
+import asyncio
+from collections.abc import Coroutine
+from typing import Any, TypeVar
+
+import structlog
+
+log = structlog.get_logger()
+T = TypeVar("T")
+
+
+class Background:
+    """Holds on to tasks until they are done, and waits for them when the process is to end."""
+
+    def __init__(self) -> None:
+        self._tasks: set[asyncio.Task[Any]] = set()
+
+    def spawn(self, work: Coroutine[Any, Any, T], name: str) -> asyncio.Task[T]:
+        """Starts work that outlives its request; an exception that nobody collects is logged."""
+        task = asyncio.create_task(work, name=name)
+        self._tasks.add(task)
+        task.add_done_callback(self._done)
+        return task
+
+    def _done(self, task: asyncio.Task[Any]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and (problem := task.exception()) is not None:
+            log.debug("background.ended", task=task.get_name(), problem=type(problem).__name__)
+
+    async def drain(self, timeout_s: float) -> int:
+        """Waits for what is running.
+
+        Returns:
+            How many tasks were not done in time.
+        """
+        if self._tasks:
+            await asyncio.wait(self._tasks, timeout=timeout_s)
+        return len(self._tasks)
