@@ -1,0 +1,146 @@
+"""A running server over real HTTP, a provider to call, and a short way to a team with a key.
+
+One server serves all tests of a session: each test makes organizations and teams of its own. A test that needs other
+settings, or that hurts the server, starts one for itself with `running`.
+"""
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+from uuid import uuid4
+
+import httpx
+import pytest
+import uvicorn
+
+from api.app import create_app
+from infra.settings import Settings
+from tests.conftest import _database_on
+from tests.provider import FakeProvider
+
+MASTER_KEY = "test-master-key-of-the-suite"
+
+
+def settings_for(dsn: str, **changes: Any) -> Settings:
+    """What the test servers run with, unless a test says otherwise."""
+    chosen: dict[str, Any] = {
+        "database_url": dsn,
+        "master_key": MASTER_KEY,
+        "encryption_keys": ("test-encryption-key-of-the-suite",),
+        "jwt_secret_key": "test-jwt-secret-key-of-the-suite-32",
+        "default_rpm": 0,
+        "default_tpm": 0,
+        "log_level": "warning",
+    }
+    return Settings(**{**chosen, **changes})
+
+
+@dataclass(frozen=True)
+class Server:
+    """A server that answers at `url`."""
+
+    url: str
+    dsn: str
+
+    def client(self, token: str | None = None, **headers: str) -> httpx.Client:
+        """A client with this credential, the master key by default; the caller closes it, or nobody."""
+        return httpx.Client(
+            base_url=self.url, headers={"Authorization": f"Bearer {token or MASTER_KEY}", **headers}, timeout=30
+        )
+
+
+@contextmanager
+def running(dsn: str, **changes: Any) -> Iterator[Server]:
+    """A server of its own on a free port, for as long as the block."""
+    config = uvicorn.Config(
+        create_app(settings_for(dsn, **changes), dsn), port=0, log_config=None, lifespan="on", loop="uvloop"
+    )
+    server = uvicorn.Server(config)
+    thread = threading.Thread(target=server.run, daemon=True)
+    thread.start()
+    try:
+        while not server.started:
+            thread.join(0.01)
+            assert thread.is_alive(), "the server did not start"
+        port = server.servers[0].sockets[0].getsockname()[1]
+        yield Server(f"http://127.0.0.1:{port}", dsn)
+    finally:
+        server.should_exit = True
+        thread.join(30)
+
+
+@pytest.fixture(scope="session")
+def server(owner_dsn: str, template: str) -> Iterator[Server]:
+    """The server of the session."""
+    with _database_on(owner_dsn, f"api_{uuid4().hex[:8]}", template) as dsn, running(dsn) as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def provider() -> Iterator[FakeProvider]:
+    """An OpenAI-compatible provider on loopback; the model's name says how it answers."""
+    with FakeProvider() as provider:
+        yield provider
+
+
+@pytest.fixture(scope="session")
+def admin(server: Server) -> Iterator[httpx.Client]:
+    """Whoever has the master key."""
+    with server.client() as client:
+        yield client
+
+
+@dataclass(frozen=True)
+class TestTeam:
+    """A team of its own organization, with a key."""
+
+    __test__ = False
+
+    organization_id: str
+    team_id: str
+    key: str
+    client: httpx.Client
+
+    def job(self, **fields: Any) -> str:
+        """Opens a job and gives its id."""
+        answer = self.client.post("/api/jobs/create", json={"team_id": self.team_id, "job_type": "test", **fields})
+        assert answer.status_code == 200, answer.text
+        return str(answer.json()["job_id"])
+
+
+def make_team(server: Server, admin: httpx.Client, *, credits: int = 100, **fields: Any) -> TestTeam:
+    """A new organization with a new team; `fields` go into POST /api/teams/create."""
+    organization_id, team_id = f"org-{uuid4().hex[:8]}", f"team-{uuid4().hex[:8]}"
+    answer = admin.post("/api/organizations/create", json={"organization_id": organization_id, "name": "Test"})
+    assert answer.status_code == 200, answer.text
+    body = {"organization_id": organization_id, "team_id": team_id, "credits_allocated": credits, **fields}
+    answer = admin.post("/api/teams/create", json=body)
+    assert answer.status_code == 200, answer.text
+    key = answer.json()["virtual_key"]
+    return TestTeam(organization_id, team_id, key, server.client(key))
+
+
+@pytest.fixture
+def team(server: Server, admin: httpx.Client) -> TestTeam:
+    """A team with 100 credits, charged by the job."""
+    return make_team(server, admin)
+
+
+def make_alias(admin: httpx.Client, provider: FakeProvider, model: str = "gpt-ok", **fields: Any) -> str:
+    """A new alias for a model of the fake provider, at 2.50 and 10 dollars per million tokens."""
+    alias = f"alias-{uuid4().hex[:8]}"
+    body = {
+        "alias": alias,
+        "provider": "openai",
+        "actual_model": model,
+        "api_base": provider.url,
+        "api_key": "sk-provider-key-of-the-suite",
+        "pricing_input": 2.5,
+        "pricing_output": 10,
+        **fields,
+    }
+    answer = admin.post("/api/model-aliases/create", json=body)
+    assert answer.status_code == 200, answer.text
+    return alias
