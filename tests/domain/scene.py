@@ -145,7 +145,7 @@ def start(call_id: str = CALL, *, prompt_tokens: int = 100, output_tokens: int =
         "purpose": None,
         "streaming": False,
         "open_aliases": True,
-        "deadline": after(minutes=3),
+        "longest_attempt": timedelta(minutes=2),
         "request_sha256": "5e2a",
         "request_bytes": 64,
         "metadata": {},

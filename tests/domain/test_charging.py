@@ -276,6 +276,15 @@ def test_model_access_is_looked_at_before_credits() -> None:
     story.then_refused(ModelNotAllowed, model="secret", available_models=["chat"])
 
 
+def test_a_call_is_given_up_a_minute_after_its_last_target_could_have_answered() -> None:
+    both = model_group("both", member("free", 0), member("dollar", 1))
+    story = house(CREATED, DOLLAR, FREE, both, assigned(model_groups=("both",)))
+    one, two = (story.when(start_call, start(model=model)).states[Job] for model in ("free", "both"))
+    assert isinstance(one, Job)
+    assert isinstance(two, Job)
+    assert [after(minutes=3), after(minutes=5)] == [job.running[CALL].deadline for job in (one, two)]
+
+
 def test_labels_that_come_with_a_call_are_merged() -> None:
     story = house(CREATED).when(start_call, start(metadata={"stage": 1}))
     story.then(
