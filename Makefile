@@ -1,6 +1,6 @@
 # Everything a fresh machine needs is python3 (3.11 or later) with pip: the environment makes itself.
 .DEFAULT_GOAL := help
-.PHONY: help serve demo test check format bench proofs schema openapi events lock clean
+.PHONY: help serve demo test lint check format bench proofs schema openapi events lock clean
 
 PYTHON ?= python3
 BIN := .venv/bin
@@ -25,11 +25,12 @@ demo: $(READY) ## play the whole story against a freshly started server and prin
 test: $(READY) ## run the test suite (TEST_DATABASE_URL and REDIS_URL set: on those servers)
 	@$(BIN)/pytest -m "not proof"
 
-check: $(READY) ## what CI checks: format, lint, types, tests
+lint: $(READY) ## check format, lint and types
 	@$(BIN)/ruff format --check .
 	@$(BIN)/ruff check .
 	@$(BIN)/mypy
-	@$(BIN)/pytest -m "not proof"
+
+check: lint test ## lint, then test: what to run before a commit
 
 format: $(READY) ## format the code and mend what lint can mend
 	@$(BIN)/ruff format .
