@@ -1,0 +1,76 @@
+"""Starts the house: database, then processes that answer.
+
+The first process gets the database ready and then only watches over its workers; each worker builds the application
+for itself (`worker`), from the same environment.
+"""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import structlog
+from granian.constants import Interfaces, Loops
+from granian.server import Server
+from litestar.types import ASGIApp
+
+from api.app import create_app
+from infra import log as logging
+from infra import postgres
+from infra.embedded import EmbeddedServer
+from infra.settings import Settings
+from infra.version import VERSION
+
+log = structlog.get_logger()
+
+
+@contextmanager
+def database(settings: Settings) -> Iterator[str]:
+    """The PostgreSQL to work on, migrated: the one of DATABASE_URL, else our own for as long as the block.
+
+    Raises:
+        DatabaseUnusable: and the text says why in one line.
+    """
+    if settings.database_url is not None:
+        postgres.require_safe_role(settings.database_url, embedded=False)
+        postgres.migrate(settings.database_url)
+        yield settings.database_url
+        return
+    server = EmbeddedServer(settings.data_dir)
+    server.start()
+    try:
+        postgres.migrate(server.dsn)
+        yield server.dsn
+    finally:
+        server.stop()
+
+
+def serve(settings: Settings) -> None:
+    """Answers until SIGTERM or SIGINT; then takes nothing new, settles what is running, and returns."""
+    for file in settings.key_files:
+        log.info("key.in_file", path=str(file))
+    with database(settings):
+        log.info("server.starting", address=f"http://{settings.host}:{settings.port}", version=VERSION)
+        Server(
+            "api.server:worker",
+            factory=True,
+            address=settings.host,
+            port=settings.port,
+            interface=Interfaces.ASGI,
+            loop=Loops.uvloop,
+            workers=settings.workers,
+            backlog=2048,
+            websockets=False,
+            respawn_failed_workers=True,
+            # Granian counts in whole seconds; the worker itself stops waiting before that.
+            workers_kill_timeout=int(settings.shutdown_timeout_seconds) + 10,
+            log_enabled=False,
+        ).serve()
+
+
+def worker() -> ASGIApp:
+    """The application of one worker process."""
+    settings = Settings.from_environment(os.environ)
+    logging.configure(settings.log_level, settings.log_format)
+    if settings.database_url is not None:
+        return create_app(settings, settings.database_url)
+    return create_app(settings, EmbeddedServer(settings.data_dir).dsn)
