@@ -9,7 +9,7 @@ what was decided has happened when the next wish comes.
 """
 
 from collections.abc import Callable, Iterable
-from typing import Any, Self, get_args, get_type_hints
+from typing import Any, Self, TypeVar, get_args, get_type_hints
 
 import msgspec
 
@@ -20,6 +20,7 @@ from domain.streams import CATEGORIES, decode
 STREAM_OF = {event: category for category in CATEGORIES.values() for event in category.events}
 Decision = Callable[..., Any]
 States = dict[type[State], State]
+S = TypeVar("S", bound=State)
 
 
 def given(*history: Event) -> "Story":
@@ -65,8 +66,14 @@ class Story:
     def leaving(self, state: type[State], **facts: Any) -> Self:
         """What is so now."""
         assert self.refusal is None, f"refused: {self.refusal!r}"
-        assert facts == {fact: getattr(self.states[state], fact) for fact in facts}
+        assert facts == {fact: getattr(self.the(state), fact) for fact in facts}
         return self
+
+    def the(self, state: type[S]) -> S:
+        """The job, the account, ... as it is now."""
+        found = self.states[state]
+        assert isinstance(found, state)
+        return found
 
     def meanwhile(self, *events: Event) -> "Story":
         """What happens without a wish of ours."""

@@ -279,9 +279,7 @@ def test_model_access_is_looked_at_before_credits() -> None:
 def test_a_call_is_given_up_a_minute_after_its_last_target_could_have_answered() -> None:
     both = model_group("both", member("free", 0), member("dollar", 1))
     story = house(CREATED, DOLLAR, FREE, both, assigned(model_groups=("both",)))
-    one, two = (story.when(start_call, start(model=model)).states[Job] for model in ("free", "both"))
-    assert isinstance(one, Job)
-    assert isinstance(two, Job)
+    one, two = (story.when(start_call, start(model=model)).the(Job) for model in ("free", "both"))
     assert [after(minutes=3), after(minutes=5)] == [job.running[CALL].deadline for job in (one, two)]
 
 
@@ -409,8 +407,7 @@ def test_ended_jobs_never_reopen(first: str, second: str) -> None:
 def test_labels_and_result_that_come_with_the_end_are_merged_first() -> None:
     result = {"answer": "x" * 20_000}
     story = house(CREATED).when(complete_job, complete(metadata={"stage": 9}, result=result))
-    first = story.decided[0]
-    assert first == MetadataMerged(at=NOON, job_id=JOB, metadata={"stage": 9, "result": result})
+    assert MetadataMerged(at=NOON, job_id=JOB, metadata={"stage": 9, "result": result}) == story.decided[0]
     story.leaving(Job, status="completed", metadata={"stage": 9, "result": result})
 
 

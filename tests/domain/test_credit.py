@@ -123,9 +123,7 @@ def test_a_payment_notice_delivered_twice_adds_once_and_is_answered_the_same() -
     }
     story = given(OPENED).when(grant_credits, grant(10, **payment)).leaving(Account, remaining=10)
     story = story.when(grant_credits, grant(99, SECOND_GRANT, **payment)).then_nothing()
-    account = story.states[Account]
-    assert isinstance(account, Account)
-    kept = account.payments["pay-1"]
+    kept = story.the(Account).payments["pay-1"]
     assert (GRANT, 10, 10, Decimal("9.99")) == (
         kept.transaction_id,
         kept.credits,
@@ -337,8 +335,7 @@ def test_refunded_credits_do_not_end() -> None:
 
 
 def test_an_account_without_a_limit_says_so() -> None:
-    account = given(OPENED, granted(5)).states[Account]
-    assert isinstance(account, Account)
+    account = given(OPENED, granted(5)).the(Account)
     assert account.available(None) is None
-    assert account.available(0) == 5
-    assert account.available(7) == 12
+    assert 5 == account.available(0)
+    assert 12 == account.available(7)

@@ -173,9 +173,7 @@ def test_targets_that_could_not_answer_are_on_record_before_the_one_that_did() -
 def test_a_call_remembers_whom_it_asked_in_vain() -> None:
     story = given(CREATED, started()).when(fail_call, fail(attempts=(OVERLOADED,)))
     story.then(ATTEMPTED, failed())
-    job = story.states[Job]
-    assert isinstance(job, Job)
-    assert [(OVERLOADED,)] == [call.attempts for call in job.ended]
+    assert [(OVERLOADED,)] == [call.attempts for call in story.the(Job).ended]
 
 
 def test_a_call_that_ended_does_not_end_again() -> None:
@@ -288,6 +286,5 @@ def test_calls_and_labels_keep_a_job_awake() -> None:
 
 @pytest.mark.parametrize("end", [FINISHED, failed(), ATTEMPTED], ids=["finished", "failed", "attempted"])
 def test_history_is_not_on_trial_when_a_call_ends_twice(end: Event) -> None:
-    job = given(CREATED, started(), FINISHED).states[Job]
-    assert isinstance(job, Job)
+    job = given(CREATED, started(), FINISHED).the(Job)
     assert job == evolve(job, end)  # type: ignore[arg-type]

@@ -99,12 +99,9 @@ def test_a_status_wished_twice_is_set_once(wished: str) -> None:
     ],
 )
 def test_its_teams_act_only_while_it_is_active(event: Event, refusal: type[Refusal]) -> None:
-    active, stopped = (given(*history).states[Organization] for history in ((ORGANIZATION,), (ORGANIZATION, event)))
-    assert isinstance(active, Organization)
-    assert isinstance(stopped, Organization)
-    require_active_organization(active)
+    require_active_organization(given(ORGANIZATION).the(Organization))
     with pytest.raises(refusal):
-        require_active_organization(stopped)
+        require_active_organization(given(ORGANIZATION, event).the(Organization))
 
 
 def test_an_organization_with_teams_is_not_deleted() -> None:

@@ -74,7 +74,7 @@ def test_dollars_become_credits_as_the_golden_table_says(dollars: str, credits_p
 
 
 def test_two_calls_of_a_tenth_and_two_tenths_of_a_dollar_are_three_credits_and_not_four() -> None:
-    assert credits_for(BY_DOLLARS, add(Decimal("0.10"), Decimal("0.20")), 0) == 3
+    assert 3 == credits_for(BY_DOLLARS, add(Decimal("0.10"), Decimal("0.20")), 0)
 
 
 @pytest.mark.parametrize(
@@ -96,7 +96,7 @@ def test_tokens_become_credits_as_the_golden_table_says(tokens_used: int, tokens
 
 
 def test_a_job_is_one_credit_whatever_it_used() -> None:
-    assert credits_for(BY_JOB, Decimal(1_000_000), 10**12) == 1
+    assert 1 == credits_for(BY_JOB, Decimal(1_000_000), 10**12)
 
 
 def test_a_call_above_a_hundred_dollars_keeps_every_digit() -> None:

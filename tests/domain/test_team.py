@@ -60,7 +60,7 @@ from domain.team import (
     set_team_status,
 )
 from tests.domain.scene import ACME, KEY, NEW_KEY, NOON, ORGANIZATION, RESEARCH, TEAM, WHO, WHOSE, after, an_id
-from tests.spec import Decision, Story, given
+from tests.spec import Decision, given
 
 DELETED = TeamDeleted(at=NOON, team_id=RESEARCH)
 ISSUED = VirtualKeyIssued(at=NOON, team_id=RESEARCH, key_id=KEY, key_hash="aa", masked="sk-aaaa...aaaa", name="laptop")
@@ -86,12 +86,6 @@ def revoked(ends_at: datetime = NOON, at: datetime = NOON) -> VirtualKeyRevoked:
 
 def refill(enabled: bool = True, credits: int | None = None, period: Any = None) -> SetAutoRefill:
     return SetAutoRefill(**WHO, enabled=enabled, refill_credits=credits, refill_period=period)
-
-
-def team(story: Story) -> Team:
-    state = story.states[Team]
-    assert isinstance(state, Team)
-    return state
 
 
 @pytest.mark.parametrize(
@@ -158,7 +152,7 @@ def test_rates_that_are_not_set_follow_the_defaults() -> None:
     assert terms == Budget().terms
     story = given(TEAM).when(set_budget, SetBudget(**WHO, budget=Budget(credits_per_dollar=Decimal(4))))
     story = story.when(change_budget, ChangeBudget(**WHO, credits_per_dollar=None))
-    assert terms == team(story).budget.terms
+    assert terms == story.the(Team).budget.terms
 
 
 # -- status --------------------------------------------------------------------------------------------------
@@ -192,17 +186,13 @@ def test_a_status_wished_twice_is_set_once(wished: str) -> None:
 )
 def test_who_may_not_act_is_told_why_its_organization_first(events: list[Event], refusal: type[Refusal]) -> None:
     story = given(ORGANIZATION, TEAM, *events)
-    organization = story.states[Organization]
-    assert isinstance(organization, Organization)
     with pytest.raises(refusal):
-        require_active(team(story), organization)
+        require_active(story.the(Team), story.the(Organization))
 
 
 def test_an_active_team_of_an_active_organization_may_act() -> None:
     story = given(ORGANIZATION, TEAM)
-    organization = story.states[Organization]
-    assert isinstance(organization, Organization)
-    require_active(team(story), organization)
+    require_active(story.the(Team), story.the(Organization))
 
 
 def test_a_team_may_not_touch_what_belongs_to_another() -> None:
@@ -228,16 +218,16 @@ def test_a_key_that_anyone_has_or_had_is_not_issued_again() -> None:
 
 def test_a_key_works_until_it_ends() -> None:
     story = given(TEAM, ISSUED)
-    assert team(story) == require_valid_key(team(story), KEY, NOON)
+    assert story.the(Team) == require_valid_key(story.the(Team), KEY, NOON)
     story = story.when(revoke_key, revoke()).then(revoked())
     with pytest.raises(Unauthorized):
-        require_valid_key(team(story), KEY, NOON)
+        require_valid_key(story.the(Team), KEY, NOON)
 
 
 def test_an_unknown_key_a_deleted_team_and_no_team_are_all_the_same() -> None:
     for somebody, key_id in [
-        (team(given(TEAM, ISSUED)), NEW_KEY),
-        (team(given(TEAM, ISSUED, DELETED)), KEY),
+        (given(TEAM, ISSUED).the(Team), NEW_KEY),
+        (given(TEAM, ISSUED, DELETED).the(Team), KEY),
         (None, KEY),
     ]:
         with pytest.raises(Unauthorized):
@@ -258,7 +248,7 @@ def test_a_rotated_key_is_replaced_and_lives_on_through_its_grace() -> None:
         revoked(ends_at=end),
         CLAIMED,
     )
-    old, new = team(story).keys
+    old, new = story.the(Team).keys
     assert [True, True] == [old.is_active(after(minutes=59)), new.is_active(end)]
     assert not old.is_active(end)
 
@@ -268,7 +258,7 @@ def test_without_a_name_the_oldest_active_key_is_rotated() -> None:
     story = given(TEAM, ISSUED, other, revoked()).when(rotate_key, rotate())
     issued = story.decided[0]
     assert isinstance(issued, VirtualKeyIssued)
-    assert issued.replaces == an_id(33)
+    assert an_id(33) == issued.replaces
 
 
 def test_there_must_be_a_key_to_rotate() -> None:
@@ -280,7 +270,7 @@ def test_there_must_be_a_key_to_rotate() -> None:
 @pytest.mark.parametrize("old_ends_at", [NOON, after(hours=1), after(days=7)])
 def test_the_end_of_a_key_is_never_put_off_by_rotating_it_again(old_ends_at: datetime) -> None:
     story = given(TEAM, ISSUED, revoked(ends_at=after(hours=1))).when(rotate_key, rotate(KEY, old_ends_at))
-    assert min(old_ends_at, after(hours=1)) == team(story).keys[0].ends_at
+    assert min(old_ends_at, after(hours=1)) == story.the(Team).keys[0].ends_at
 
 
 def test_a_key_in_its_grace_can_be_revoked_at_once() -> None:
@@ -290,9 +280,9 @@ def test_a_key_in_its_grace_can_be_revoked_at_once() -> None:
 
 def test_the_oldest_active_key_is_the_one_that_is_shown() -> None:
     story = given(TEAM, ISSUED).when(issue_key, IssueKey(**WHO, **NEW))
-    assert team(story).masked_key(NOON) == "sk-aaaa...aaaa"
-    assert team(story.when(revoke_key, revoke())).masked_key(NOON) == "sk-bbbb...bbbb"
-    assert team(given(TEAM)).masked_key(NOON) is None
+    assert "sk-aaaa...aaaa" == story.the(Team).masked_key(NOON)
+    assert "sk-bbbb...bbbb" == story.when(revoke_key, revoke()).the(Team).masked_key(NOON)
+    assert given(TEAM).the(Team).masked_key(NOON) is None
 
 
 # -- auto-refill ---------------------------------------------------------------------------------------------
