@@ -29,9 +29,11 @@ from projections.balances import BALANCES
 from projections.calls import CALLS
 from projections.engine import Engine, Progress, tracked
 from projections.jobs import JOBS
+from projections.keys import KEYS
 from projections.projection import Projection
+from projections.teams import TEAMS
 
-PROJECTIONS: Sequence[Projection] = (JOBS, CALLS, BALANCES)
+PROJECTIONS: Sequence[Projection] = (JOBS, CALLS, BALANCES, TEAMS, KEYS)
 CONTROLLERS: Sequence[ControllerRouterHandler] = (HealthController, JobsController, LlmCallsController)
 
 EXPOSED_HEADERS = [
