@@ -5,9 +5,9 @@
     remaining = allocated - used        allocated = grants + adjustments - expirations,  used = charges - refunds
     available = remaining - held + overdraft
 
-Every movement carries the remaining and held credits that it left behind: a line of the journal explains itself, and
-an auditor's replay has something to disagree with. How much of the hold belongs to which job is the job's own
-knowledge; the account needs only the sum, so it stays small however many jobs are open.
+Every movement carries the allocated, remaining and held credits that it left behind: a line of the journal explains
+itself, and an auditor's replay has something to disagree with. How much of the hold belongs to which job is the job's
+own knowledge; the account needs only the sum, so it stays small however many jobs are open.
 
 Credits that end are spent first, soonest end first, by charges and by corrections alike. So what is left of them is
 always part of what remains, and a top-up is never eaten by a grant that ended long before it.
@@ -44,6 +44,7 @@ class CreditMovement(Event):
     credits: int
     remaining_credits: int
     held_credits: int
+    allocated_credits: int = 0
 
 
 class CreditsGranted(CreditMovement):
@@ -301,6 +302,7 @@ def grant_credits(account: Account | None, command: GrantCredits) -> list[Event]
             credits=command.credits,
             remaining_credits=account.remaining + command.credits,
             held_credits=account.held,
+            allocated_credits=account.allocated + command.credits,
             kind=command.kind,
             source=command.source,
             reason=command.reason,
@@ -351,6 +353,7 @@ def adjust_credits(account: Account | None, command: AdjustCredits) -> list[Even
             credits=command.credits,
             remaining_credits=account.remaining + command.credits,
             held_credits=account.held,
+            allocated_credits=account.allocated + command.credits,
             reason=command.reason,
             reference=command.reference,
             from_grants=_shares(account.expiring, -command.credits),
@@ -377,7 +380,7 @@ def expire_credits(account: Account | None, command: ExpireCredits) -> list[Even
     What open jobs hold counts as held from the credits that end soonest, since it will be charged to them.
     """
     account = require_account(account)
-    held, remaining = account.held, account.remaining
+    held, remaining, allocated = account.held, account.remaining, account.allocated
     events: list[Event] = []
     for grant in account.expiring:
         kept = min(grant.credits_left, held)
@@ -386,6 +389,7 @@ def expire_credits(account: Account | None, command: ExpireCredits) -> list[Even
         if grant.expires_at > command.at or not credits:
             continue
         remaining -= credits
+        allocated -= credits
         events.append(
             CreditsExpired(
                 at=command.at,
@@ -395,6 +399,7 @@ def expire_credits(account: Account | None, command: ExpireCredits) -> list[Even
                 credits=credits,
                 remaining_credits=remaining,
                 held_credits=account.held,
+                allocated_credits=allocated,
                 grant_id=grant.grant_id,
             )
         )
@@ -426,6 +431,7 @@ def hold(
             credits=credits,
             remaining_credits=account.remaining,
             held_credits=account.held + credits,
+            allocated_credits=account.allocated,
             job_id=job_id,
         )
     ]
@@ -453,6 +459,7 @@ def settle(
         credits=credits,
         remaining_credits=account.remaining - credits,
         held_credits=account.held - from_hold,
+        allocated_credits=account.allocated,
         job_id=job_id,
         credits_from_hold=from_hold,
         terms=terms,
@@ -478,6 +485,7 @@ def release(account: Account, *, at: datetime, charge_id: str, job_id: str, cred
             credits=credits,
             remaining_credits=account.remaining,
             held_credits=account.held - credits,
+            allocated_credits=account.allocated,
             job_id=job_id,
         )
     ]
@@ -495,6 +503,7 @@ def refund(
             credits=credits,
             remaining_credits=account.remaining + credits,
             held_credits=account.held,
+            allocated_credits=account.allocated,
             job_id=job_id,
             reason=reason,
         )

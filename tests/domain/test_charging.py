@@ -105,6 +105,7 @@ def held(credits: int, *, held_credits: int, remaining: int = 10, call_id: str =
         credits=credits,
         remaining_credits=remaining,
         held_credits=held_credits,
+        allocated_credits=10,
         job_id=JOB,
     )
 
@@ -117,6 +118,7 @@ def released(credits: int, *, held_credits: int = 0, remaining: int = 10, **more
         credits=credits,
         remaining_credits=remaining,
         held_credits=held_credits,
+        allocated_credits=10,
         job_id=JOB,
     )
 
@@ -131,6 +133,7 @@ def charged(
         credits=credits,
         remaining_credits=remaining,
         held_credits=held,
+        allocated_credits=10,
         job_id=JOB,
         credits_from_hold=from_hold,
         terms=terms,
@@ -490,6 +493,7 @@ def test_a_refund_gives_back_the_whole_charge_and_names_its_job() -> None:
             credits=5,
             remaining_credits=10,
             held_credits=0,
+            allocated_credits=10,
             job_id=JOB,
             reason="sorry",
         ),

@@ -95,6 +95,7 @@ def test_a_grant_says_what_it_left_behind() -> None:
             credits=10,
             remaining_credits=15,
             held_credits=0,
+            allocated_credits=15,
             kind="allocation",
             source="purchase",
             reason="invoice 7",
@@ -155,6 +156,7 @@ def test_an_adjustment_is_signed_and_moves_what_was_allocated() -> None:
             credits=-4,
             remaining_credits=6,
             held_credits=0,
+            allocated_credits=6,
             reason="typo",
             reference="ticket 12",
         )
@@ -193,6 +195,7 @@ def test_a_refill_is_for_the_day_week_or_month_and_happens_once(period: str, fir
             credits=50,
             remaining_credits=50,
             held_credits=0,
+            allocated_credits=50,
             kind="allocation",
             source="refill",
             reason=f"{period} refill",
@@ -239,15 +242,16 @@ def test_a_period_that_was_granted_is_not_granted_again() -> None:
 # -- credits that end ----------------------------------------------------------------------------------------
 
 
-def expired(credits: int, left: int, *, remaining: int, held: int = 0, grant_id: str = GRANT) -> CreditsExpired:
+def expired(credits: int, left: int, *, remaining: int, held: int = 0, used: int = 0) -> CreditsExpired:
     return CreditsExpired(
         at=TOMORROW,
-        transaction_id=derived_id(grant_id, f"expiration-{left}"),
+        transaction_id=derived_id(GRANT, f"expiration-{left}"),
         **WHOSE,
         credits=credits,
         remaining_credits=remaining,
         held_credits=held,
-        grant_id=grant_id,
+        allocated_credits=remaining + used,
+        grant_id=GRANT,
     )
 
 
@@ -274,7 +278,7 @@ def test_credits_that_end_soonest_are_spent_first() -> None:
 
 def test_what_was_not_spent_ends_and_what_does_not_end_stays() -> None:
     story = spent(2, ending(forever=10, tomorrow=3, in_a_week=4)).when(expire_credits, sweep())
-    story.then(expired(1, left=1, remaining=14)).leaving(Account, remaining=14, allocated=16, used=2)
+    story.then(expired(1, left=1, remaining=14, used=2)).leaving(Account, remaining=14, allocated=16, used=2)
     story.when(expire_credits, sweep()).then_nothing()
     story.when(expire_credits, sweep(IN_A_WEEK)).leaving(Account, remaining=10, expiring=())
 
@@ -298,7 +302,7 @@ def test_what_an_open_job_holds_does_not_end_under_it() -> None:
     paid = story.when(finish_call, finish(prompt_tokens=200_000, completion_tokens=0)).when(complete_job, complete())
     paid = paid.leaving(Account, remaining=11, held=0)
     assert [(GrantShare(GRANT, 2),)] == shares(paid)
-    paid.when(expire_credits, sweep()).then(expired(1, left=1, remaining=10)).leaving(Account, expiring=())
+    paid.when(expire_credits, sweep()).then(expired(1, left=1, remaining=10, used=2)).leaving(Account, expiring=())
 
 
 def test_what_is_held_counts_against_what_ends_soonest() -> None:
@@ -314,7 +318,7 @@ def test_what_pays_an_overdraft_back_does_not_end_again() -> None:
     story = spent(4, ending(overdraft_credits=10)).leaving(Account, remaining=-4)
     story = story.when(grant_credits, grant(10, expires_at=TOMORROW)).leaving(Account, remaining=6)
     story = story.when(grant_credits, grant(100, SECOND_GRANT)).when(expire_credits, sweep())
-    story.then(expired(6, left=6, remaining=100)).leaving(Account, expiring=())
+    story.then(expired(6, left=6, remaining=100, used=4)).leaving(Account, expiring=())
 
 
 def test_a_grant_that_only_pays_an_overdraft_back_has_nothing_left_to_end() -> None:

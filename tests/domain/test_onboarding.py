@@ -101,6 +101,7 @@ def test_opening_credits_are_a_line_of_the_account_like_any_other() -> None:
             credits=100,
             remaining_credits=100,
             held_credits=0,
+            allocated_credits=100,
             kind="allocation",
             source="allocation",
             reason="opening credits",
