@@ -15,7 +15,9 @@ from api.caller import the_caller
 from api.edge import Edge
 from api.health import HealthController
 from api.house import House
+from api.idempotency import Replay, replay
 from api.jobs import JobsController
+from api.listing import DEPENDENCIES as LISTING
 from api.llm_calls import LlmCallsController
 from api.problems import HANDLERS
 from infra import postgres
@@ -62,8 +64,9 @@ def create_app(settings: Settings, dsn: str) -> ASGIApp:
         dependencies={
             "house": Provide(_the_house, sync_to_thread=False),
             "caller": Provide(the_caller, sync_to_thread=False),
+            **LISTING,
         },
-        exception_handlers=HANDLERS,
+        exception_handlers={**HANDLERS, Replay: replay},
         dto=StrictBody,
         return_dto=None,
         cors_config=CORSConfig(

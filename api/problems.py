@@ -17,6 +17,7 @@ from litestar.exceptions import (
     NotFoundException,
     ValidationException,
 )
+from litestar.params import ParamType
 from litestar.types import ExceptionHandlersMap
 
 from api.answers import encode
@@ -156,7 +157,7 @@ def _parameters(_: Request[Any, Any, Any], error: ValidationException) -> Respon
     found = error.extra if isinstance(error.extra, list) else []
     items = [
         {
-            "loc": [str(item.get("source", "query")), str(item.get("key", ""))],
+            "loc": [ParamType(item.get("source", "query")).value, str(item.get("key", ""))],
             "msg": str(item.get("message", "invalid")),
             "type": kind_of(str(item.get("message", ""))),
         }
