@@ -1,0 +1,299 @@
+"""LiteLLM: every provider that does not speak OpenAI's API, and every one if LLM_TRANSPORT=litellm.
+
+Importing it takes 4 seconds and 150 MB, so it is imported at the first call that needs it, in a thread. It then runs
+with everything off that is not the call: its own retries (ours are the fallbacks of a model group), callbacks,
+telemetry, reading of `.env` files, and each of the lists that it would fetch from the internet. Options that a
+target does not know are dropped by it silently.
+
+Its types are poor, its exceptions many: nothing of them leaves this file.
+"""
+
+import asyncio
+import contextlib
+import copy
+import importlib
+import os
+import re
+import sys
+import threading
+import time
+from collections.abc import AsyncGenerator
+from typing import Any, Final
+
+import msgspec
+
+from infra.llm import counting, echo
+from infra.llm.providers import DEMO, LEAN, api_base_from_environment, api_key_from_environment
+from infra.llm.shapes import (
+    OPTIONS,
+    ChatRequest,
+    Chunk,
+    Completion,
+    ProviderFailure,
+    Target,
+    Usage,
+    broken,
+    failure,
+    finish_reason,
+    text_of,
+    tokens_used,
+    without_secrets,
+)
+
+# These two are, to LiteLLM, a library to be loaded into this process and a name without a meaning.
+_OTHER_NAMES: Final = {"vllm": "hosted_vllm", "openai_like": "custom_openai"}
+_LOOPBACK: Final = "localhost,127.0.0.1,::1"
+_ZERO: Final = Usage(0, 0)
+_loading: Final = threading.Lock()
+
+
+class ViaLiteLLM:
+    """The transport that knows every provider.
+
+    Args:
+        timeout_s: for one attempt, from the first byte sent to the last one received.
+    """
+
+    def __init__(self, timeout_s: float) -> None:
+        self._timeout_s = timeout_s
+        self._litellm: Any = None
+
+    async def warm(self) -> None:
+        """Import LiteLLM now, in a thread, so that the first call does not wait for it."""
+        if self._litellm is None:
+            self._litellm = await asyncio.to_thread(_load)
+
+    async def _warm_for(self, provider: str) -> None:
+        """Import what this provider needs, and that is OpenAI's package for everybody who speaks its API."""
+        await self.warm()
+        speaks_openai = provider in LEAN or provider in {"azure", *self._litellm.openai_compatible_providers}
+        if speaks_openai and "openai.resources" not in sys.modules:
+            await asyncio.to_thread(importlib.import_module, "openai.resources")
+
+    async def close(self) -> None:
+        """Close the connections that LiteLLM keeps, for the whole process."""
+        if self._litellm is not None:
+            await self._litellm.close_litellm_async_clients()
+            self._litellm.in_memory_llm_clients_cache.flush_cache()  # or the next start would be given closed ones
+
+    async def complete(self, target: Target, request: ChatRequest) -> Completion:
+        await self._warm_for(target.provider)
+        started = time.perf_counter()
+        details: list[dict[str, Any]] = []
+        try:
+            async with asyncio.timeout(self._timeout_s):
+                answer = await self._litellm.acompletion(
+                    **self._arguments(target, request),
+                    logger_fn=details.append,  # called with what it knows of the call, the provider's answer as well
+                )
+        except ProviderFailure:
+            raise
+        except Exception as error:  # whatever it raises, the provider has not answered
+            raise self._failure(error, target) from error
+        _require_answer(answer)
+        if not answer.choices:
+            raise broken("an answer without choices")
+        choice = answer.choices[0]
+        return Completion(
+            content=text_of(choice.message.content),
+            tool_calls=_plain(choice.message.tool_calls),
+            logprobs=_plain_one(getattr(choice, "logprobs", None)),
+            finish_reason=finish_reason(choice.finish_reason) or "stop",
+            usage=await _mock_usage(target, request) if target.provider == DEMO else _reported(answer, details),
+            latency_ms=round((time.perf_counter() - started) * 1000),
+        )
+
+    async def stream(self, target: Target, request: ChatRequest) -> AsyncGenerator[Chunk, None]:
+        await self._warm_for(target.provider)
+        deadline = asyncio.get_running_loop().time() + self._timeout_s
+        stream: Any = None
+        try:
+            async with asyncio.timeout_at(deadline):
+                stream = await self._litellm.acompletion(
+                    **self._arguments(target, request), stream=True, stream_options={"include_usage": True}
+                )
+                _require_answer(stream)
+            summed: Usage | None = None
+            while True:
+                async with asyncio.timeout_at(deadline):
+                    answer = await anext(stream, None)
+                if answer is None:
+                    break
+                summed = _usage(answer) or summed
+                chunk = _chunk(answer)
+                if chunk is None:
+                    continue
+                if chunk.finish_reason is not None:
+                    _require_end(stream, target)
+                yield chunk
+            if target.provider == DEMO:
+                yield Chunk(usage=await _mock_usage(target, request))
+            # Its last usage sums up what it was told, or is its own estimate if it was told nothing.
+            elif any(_usage(piece) is not None for piece in stream.chunks):
+                yield Chunk(usage=summed)
+        except ProviderFailure:
+            raise
+        except Exception as error:  # whatever it raises, the provider has not answered in full
+            raise self._failure(error, target) from error
+        finally:
+            if stream is not None:
+                await stream.aclose()
+
+    def _arguments(self, target: Target, request: ChatRequest) -> dict[str, Any]:
+        """The arguments of `acompletion`. Only known options get in: it takes a hundred others, api_base among them."""
+        arguments: dict[str, Any] = {name: request.options[name] for name in OPTIONS & request.options.keys()}
+        arguments |= {
+            "messages": copy.deepcopy(request.messages),  # it writes into them
+            "timeout": self._timeout_s,
+            "num_retries": 0,
+            "max_retries": 0,
+            "_skip_mcp_handler": True,  # else tools make it import the package mcp, which nobody else needs
+        }
+        if target.provider == DEMO:
+            return arguments | {"model": "openai/echo", "mock_response": echo.last_words(request.messages)}
+        key = target.api_key or api_key_from_environment(target.provider)
+        base = target.api_base or api_base_from_environment(target.provider)
+        lean = LEAN.get(target.provider)
+        if lean is not None:
+            if key is None and lean.needs_key and target.api_base is None:
+                raise ProviderFailure("not_configured", f"no API key for {target.provider}")
+            if (base or lean.api_base) is None:
+                raise ProviderFailure("not_configured", f"no api_base for {target.provider}")
+            key = key or "none"  # its client insists on one
+        provider = _OTHER_NAMES.get(target.provider, target.provider)
+        return arguments | {"model": f"{provider}/{target.model}", "api_key": key, "api_base": base}
+
+    def _failure(self, error: Exception, target: Target) -> ProviderFailure:
+        exceptions = self._litellm.exceptions
+        # An error in mid-stream comes wrapped.
+        cause = getattr(error, "original_exception", None)
+        error = cause if isinstance(cause, Exception) else error
+        key = target.api_key or api_key_from_environment(target.provider)
+        text = without_secrets(_own_words(str(error)), key)
+        status = _status(error)
+        if isinstance(error, TimeoutError | exceptions.Timeout):
+            return ProviderFailure("timeout", text or f"no answer within {self._timeout_s:g} s", http_status=status)
+        if isinstance(error, exceptions.LiteLLMUnknownProvider):
+            return ProviderFailure("not_configured", text)
+        if status in {401, 403, None} and key is None and self._lacks_credentials(target):
+            return ProviderFailure("not_configured", text)
+        return broken(text) if status is None else failure(status, text)
+
+    def _lacks_credentials(self, target: Target) -> bool:
+        return bool(self._litellm.validate_environment(model=target.name)["missing_keys"])
+
+
+def _load() -> Any:
+    """Import LiteLLM and turn off everything but the call."""
+    with _loading:
+        for data in (
+            "MODEL_COST_MAP",
+            "ANTHROPIC_BETA_HEADERS",
+            "BLOG_POSTS",
+            "POLICY_TEMPLATES",
+            "AUTOROUTER_PRESETS",
+        ):
+            os.environ[f"LITELLM_LOCAL_{data}"] = "True"
+        os.environ["LITELLM_MODE"] = "PRODUCTION"  # in its other mode it reads a .env into our environment
+        _spare_loopback_the_proxy()
+        litellm: Any = importlib.import_module("litellm")
+        litellm.telemetry = False
+        litellm.suppress_debug_info = True
+        litellm.drop_params = True
+        litellm.num_retries = 0
+        litellm.cache = None
+        litellm.disable_streaming_logging = True
+        litellm.disable_hf_tokenizer_download = True
+        litellm.disable_token_counter = True  # it counts for cost estimates of its own, on the event loop
+        for callbacks in ("callbacks", "input_callback", "success_callback", "failure_callback", "service_callback"):
+            setattr(litellm, callbacks, [])
+        # Half of it is imported at the first call: here, and not on the event loop.
+        litellm.completion(model="openai/echo", messages=[{"role": "user", "content": "hi"}], mock_response="hi")
+        return litellm
+
+
+def _spare_loopback_the_proxy() -> None:
+    if any(os.environ.get(name) for name in ("HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy")):
+        for name in ("NO_PROXY", "no_proxy"):
+            known = os.environ.get(name)
+            os.environ[name] = f"{known},{_LOOPBACK}" if known else _LOOPBACK
+
+
+def _require_end(stream: Any, target: Target) -> None:
+    """A stream that just ends gets from LiteLLM a "stop" of its own making; for OpenAI's API that is a broken one."""
+    if target.provider in LEAN and stream.received_finish_reason is None:
+        raise broken("the stream ended before the answer did")
+
+
+def _require_answer(answer: Any) -> None:
+    """After a 422 LiteLLM asks again without the options that were complained of; after a second one it says None."""
+    if answer is None:
+        raise ProviderFailure("rejected", "the provider could not process the request", http_status=422)
+
+
+def _status(error: BaseException) -> int | None:
+    """What the provider answered with. LiteLLM calls its own troubles 500 too, but only an answer has a response."""
+    link: BaseException | None = error
+    while link is not None:
+        status = getattr(getattr(link, "response", None), "status_code", None)
+        if isinstance(status, int) and not type(link).__module__.startswith("litellm"):
+            return status
+        link = link.__cause__ or link.__context__
+    said = getattr(error, "status_code", None)
+    return said if isinstance(said, int) and said not in {408, 500} else None
+
+
+def _own_words(text: str) -> str:
+    """The provider's words without the names of classes in front of them and the traceback behind."""
+    return re.sub(r"\A.{0,120}?Exception - ", "", text).partition("Traceback (most recent call last)")[0].strip()
+
+
+def _usage(answer: Any) -> Usage | None:
+    usage = getattr(answer, "usage", None)
+    if usage is None:
+        return None
+    tokens = tokens_used(getattr(usage, "prompt_tokens", None), getattr(usage, "completion_tokens", None))
+    # What is missing of an incomplete report becomes a zero in its hands, but for the total.
+    return None if tokens == _ZERO and getattr(usage, "total_tokens", None) else tokens
+
+
+def _reported(answer: Any, details: list[dict[str, Any]]) -> Usage | None:
+    """The usage of a whole answer. LiteLLM makes zeros of a missing one: whether they are, the raw answer tells."""
+    usage = _usage(answer)
+    if usage == _ZERO and details:
+        with contextlib.suppress(msgspec.DecodeError):
+            raw = msgspec.json.decode(str(details[-1].get("original_response")))
+            if isinstance(raw, dict) and not any(value for name, value in raw.items() if name.startswith("usage")):
+                return None
+    return usage
+
+
+async def _mock_usage(target: Target, request: ChatRequest) -> Usage:
+    """What a mock answer used: LiteLLM reports a constant for a whole one, and counts only streams."""
+    text = echo.last_words(request.messages)
+    return Usage(await counting.count_messages(target, request.messages), await counting.count_text(target, text))
+
+
+def _chunk(answer: Any) -> Chunk | None:
+    if not answer.choices:
+        return None
+    choice = answer.choices[0]
+    chunk = Chunk(
+        content=text_of(choice.delta.content) or None,
+        tool_calls=_plain(choice.delta.tool_calls),
+        logprobs=_plain_one(getattr(choice, "logprobs", None)),
+        finish_reason=finish_reason(choice.finish_reason),
+    )
+    return chunk if chunk != Chunk() else None
+
+
+def _plain(calls: Any) -> list[dict[str, Any]] | None:
+    return [_plain_one(call) or {} for call in calls] if calls else None
+
+
+def _plain_one(value: Any) -> dict[str, Any] | None:
+    """A pydantic object as JSON would show it."""
+    if value is None or isinstance(value, dict):
+        return value
+    plain: dict[str, Any] = value.model_dump(exclude_none=True)
+    return plain
