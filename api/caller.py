@@ -17,20 +17,22 @@ from litestar.connection import ASGIConnection
 from litestar.handlers import BaseRouteHandler
 from litestar.types import HTTPScope
 
-from api.answers import reply
+from api import idempotency
+from api.answers import encode, reply
 from api.house import House
+from api.throttle import Admission
 from domain.errors import AdminRequired, Forbidden, Refusal, Unauthorized
 from domain.organization import Organization
 from domain.streams import KEY, ORGANIZATION, TEAM
 from domain.team import KeyOwner, Team, require_active, require_valid_key
-from infra.ledger import Guard, Outcome
+from infra.ledger import Guard, Outcome, Receipt
 from infra.secrets import hash_key
 
 Connection = ASGIConnection[Any, Any, Any, Any]
 SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Caller:
     """Whoever has been let in.
 
@@ -38,6 +40,8 @@ class Caller:
         actor: what the journal says about who did it: key id, admin user id, `master`.
         team_id: the team of a virtual key; None for administrators.
         guard: the check that commands carry along.
+        claim: the idempotency key of the request, if it has one.
+        admission: that an LLM call was let through the rate limits.
     """
 
     house: House
@@ -46,6 +50,8 @@ class Caller:
     team_id: str | None = None
     organization_id: str | None = None
     guard: Guard | None = None
+    claim: idempotency.Claim | None = None
+    admission: Admission | None = None
 
     @property
     def is_admin(self) -> bool:
@@ -64,9 +70,16 @@ class Caller:
             raise Forbidden(team_id)
         return self.team_id
 
-    async def decide(self, decide: Callable[..., Any], command: Any, *streams: str, new: str | None = None) -> Outcome:
+    async def decide(
+        self,
+        decide: Callable[..., Any],
+        command: Any,
+        *streams: str,
+        new: str | None = None,
+        receipt: Receipt | None = None,
+    ) -> Outcome:
         """Carries out a command in this caller's name."""
-        return await self.house.ledger.carry_out(decide, command, *streams, guard=self.guard, new=new)
+        return await self.house.ledger.carry_out(decide, command, *streams, guard=self.guard, new=new, receipt=receipt)
 
     async def carry_out(
         self,
@@ -76,9 +89,21 @@ class Caller:
         answer: Callable[[Outcome], Any],
         new: str | None = None,
         status: int = 200,
+        is_secret: bool = False,
     ) -> Response[Any]:
-        """Carries out a command in this caller's name and answers with what follows from it."""
-        outcome = await self.decide(decide, command, *streams, new=new)
+        """Carries out a command in this caller's name and answers with what follows from it.
+
+        Args:
+            answer: makes the answer from the outcome; for a repeat of the request it is kept with the events.
+            is_secret: the answer shows something that we keep only encrypted.
+        """
+        claim = self.claim
+        receipt = None
+        if claim is not None:
+            receipt = claim.receipt(lambda outcome: encode(answer(outcome)), status=status, is_secret=is_secret)
+        outcome = await self.decide(decide, command, *streams, new=new, receipt=receipt)
+        if claim is not None:
+            claim.is_settled = True
         return reply(answer(outcome), status=status, headers={"X-Ledger-Position": str(outcome.position)})
 
 
@@ -96,14 +121,17 @@ async def admin_only(connection: Connection, _: BaseRouteHandler) -> None:
 
 
 def the_caller(request: Request[Any, Any, Any]) -> Caller:
-    """The one whom the guard let in."""
-    return cast("Caller", request.scope["state"]["caller"])
+    """The one whom the guards let in."""
+    caller = cast("Caller", request.scope["state"]["caller"])
+    caller.admission = request.scope["state"].get("admission")
+    return caller
 
 
 async def _let_in(connection: Connection, *, admin_only: bool) -> None:
     house: House = connection.app.state.house
     state: dict[str, Any] = connection.scope["state"]
-    is_safe = cast("HTTPScope", connection.scope)["method"] in SAFE_METHODS
+    method = cast("HTTPScope", connection.scope)["method"]
+    is_safe = method in SAFE_METHODS
     caller = _master(connection, house, state["request_id"])
     if caller is None:
         caller = await _team(connection, house, state["request_id"], is_safe=is_safe)
@@ -113,6 +141,8 @@ async def _let_in(connection: Connection, *, admin_only: bool) -> None:
         position = (await house.ledger.read(guard=caller.guard)).position
         state["position"] = position
         state["lag"] = await house.progress.reach(position)
+    elif method == "POST":
+        caller.claim = state["claim"] = await idempotency.claim(connection, house, caller.actor)
     state["caller"] = caller
 
 

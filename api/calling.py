@@ -19,18 +19,19 @@ import msgspec
 import structlog
 from msgspec import Meta
 
+from api.answers import encode
 from api.bodies import Name200, Text200
 from api.caller import Caller
 from api.house import House
-from api.problems import Invalid, Trouble
+from api.problems import PROBLEMS, Invalid, Trouble
+from api.throttle import Admission
 from domain import catalog as names
 from domain.charging import StartCall, start_call
 from domain.errors import Forbidden, NotFound
 from domain.event import Command, Event, JsonObject
 from domain.job import Attempt, CallError, CallStarted, FailCall, FinishCall, Job, fail_call, finish_call
 from domain.streams import CREDIT, JOB, ORGANIZATION, TEAM, THE_CATALOG
-from domain.team import Team
-from infra.ledger import Unavailable
+from infra.ledger import ClaimLost, Unavailable
 from infra.llm import ChatRequest, Chunk, Completion, ProviderFailure, Target, Usage
 
 log = structlog.get_logger()
@@ -128,7 +129,7 @@ class Call:
     caller: Caller
     started: CallStarted
     request: ChatRequest
-    prompt_tokens: int
+    admission: Admission
     began: float = field(default_factory=time.perf_counter)
     attempts: list[Attempt] = field(default_factory=list)
     not_configured: bool = False
@@ -136,6 +137,11 @@ class Call:
     @property
     def call_id(self) -> str:
         return self.started.call_id
+
+    @property
+    def prompt_tokens(self) -> int:
+        """An estimate, for providers that do not say."""
+        return self.admission.prompt_tokens
 
     @property
     def headers(self) -> dict[str, str]:
@@ -158,7 +164,8 @@ async def start(caller: Caller, job_id: str, asked: Question, *, streaming: bool
     house = caller.house
     job, team_id, organization_id = await _job_of(caller, job_id)
     request_body = msgspec.json.encode(asked.request)
-    prompt_tokens = await estimate_prompt(house, team_id, asked)
+    admission = caller.admission
+    assert admission is not None, "every endpoint that calls a model is limited"
     settings = house.settings
     command = StartCall(
         **caller.signature(),
@@ -166,7 +173,7 @@ async def start(caller: Caller, job_id: str, asked: Question, *, streaming: bool
         model=asked.model,
         purpose=asked.purpose,
         streaming=streaming,
-        prompt_tokens=prompt_tokens,
+        prompt_tokens=admission.prompt_tokens,
         output_tokens=asked.request.options.get("max_tokens", settings.default_output_tokens),
         open_aliases=settings.open_aliases,
         longest_attempt=timedelta(seconds=settings.llm_timeout_seconds),
@@ -184,7 +191,7 @@ async def start(caller: Caller, job_id: str, asked: Question, *, streaming: bool
         THE_CATALOG,
     )
     started = next(event for event in outcome.events if isinstance(event, CallStarted))
-    return Call(house, caller, started, asked.request, prompt_tokens)
+    return Call(house, caller, started, asked.request, admission)
 
 
 async def _job_of(caller: Caller, job_id: str) -> tuple[str, str, str]:
@@ -196,17 +203,6 @@ async def _job_of(caller: Caller, job_id: str) -> tuple[str, str, str]:
     if caller.team_id is not None and job.team_id != caller.team_id:
         raise Forbidden(caller.team_id)
     return stream, job.team_id, job.organization_id
-
-
-async def estimate_prompt(house: House, team_id: str, asked: Question) -> int:
-    """How many tokens the prompt has, by the tokenizer of the first model that may answer it."""
-    target = Target("openai", "unknown")
-    team, catalog = house.ledger.glance(TEAM.stream(team_id)), house.ledger.glance(THE_CATALOG)
-    if isinstance(team, Team) and isinstance(catalog, names.Catalog):
-        with contextlib.suppress(Exception):
-            found = names.resolve(catalog, team, None, asked.model, open_aliases=house.settings.open_aliases)
-            target = Target(found.targets[0].provider, found.targets[0].model)
-    return await house.models.count_messages(target, asked.request.messages)
 
 
 # -- whole answers -----------------------------------------------------------------------------------------------------
@@ -224,16 +220,19 @@ class Finished:
     latency_ms: int
 
 
-async def complete(call: Call) -> Finished:
+async def complete(call: Call, answer: Callable[[Finished], Any]) -> Finished:
     """Asks the targets in their order until one answers, and records how it ended.
+
+    Args:
+        answer: makes the answer to the client, which is kept with the end of the call for a repeat of the request.
 
     Raises:
         Trouble: the provider refused the request, every target failed, or none is configured.
     """
-    return await asyncio.shield(call.house.background.spawn(_complete(call), name=f"call {call.call_id}"))
+    return await asyncio.shield(call.house.background.spawn(_complete(call, answer), name=f"call {call.call_id}"))
 
 
-async def _complete(call: Call) -> Finished:
+async def _complete(call: Call, answer: Callable[[Finished], Any]) -> Finished:
     for index in range(len(call.started.targets)):
         try:
             completion = await call.house.models.complete(await _reach(call, index), call.request)
@@ -242,18 +241,20 @@ async def _complete(call: Call) -> Finished:
             if not failure.falls_back:
                 break
         else:
-            return await _finish(call, index, completion)
+            return await _finish(call, index, completion, answer)
     raise await _fail(call)
 
 
-async def _finish(call: Call, index: int, completion: Completion) -> Finished:
+async def _finish(call: Call, index: int, completion: Completion, answer: Callable[[Finished], Any]) -> Finished:
     usage, estimated = completion.usage, False
     if usage is None:
         target = _plain_target(call.target(index))
         answered = completion.content + "".join(str(each) for each in completion.tool_calls or ())
         usage, estimated = Usage(call.prompt_tokens, await call.house.models.count_text(target, answered)), True
-    latency_ms = call.latency_ms
-    answer = completion.content.encode()
+    text = completion.content.encode()
+    finished = Finished(
+        call, completion.content, completion.tool_calls, completion.finish_reason, usage, call.latency_ms
+    )
     command = FinishCall(
         **call.caller.signature(),
         call_id=call.call_id,
@@ -261,14 +262,14 @@ async def _finish(call: Call, index: int, completion: Completion) -> Finished:
         prompt_tokens=usage.prompt_tokens,
         completion_tokens=usage.completion_tokens,
         usage_estimated=estimated,
-        latency_ms=latency_ms,
+        latency_ms=finished.latency_ms,
         finish_reason=completion.finish_reason,
         attempts=tuple(call.attempts),
-        response_sha256=hashlib.sha256(answer).hexdigest(),
-        response_bytes=len(answer),
+        response_sha256=hashlib.sha256(text).hexdigest(),
+        response_bytes=len(text),
     )
-    await _settle(call, finish_call, command)
-    return Finished(call, completion.content, completion.tool_calls, completion.finish_reason, usage, latency_ms)
+    await _settle(call, finish_call, command, tokens=usage.total_tokens, kept=lambda: encode(answer(finished)))
+    return finished
 
 
 def _note(call: Call, index: int, failure: ProviderFailure) -> None:
@@ -317,21 +318,40 @@ async def _fail(call: Call, *, target: int | None = None, answered: str = "") ->
         completion_tokens=completion_tokens,
         attempts=tuple(call.attempts),
     )
-    await _settle(call, fail_call, command)
+    await _settle(call, fail_call, command, tokens=0)
     if last.outcome == "rejected":
         return Trouble("request_rejected")
     return Trouble("provider_not_configured" if call.not_configured else "provider_error")
 
 
-async def _settle(call: Call, decide: Callable[..., list[Event]], command: Command) -> None:
-    """Records what happened. A fact waits for a database that is away; it is never dropped because of it."""
+async def _settle(
+    call: Call,
+    decide: Callable[..., list[Event]],
+    command: Command,
+    *,
+    tokens: int,
+    kept: Callable[[], bytes] | None = None,
+) -> None:
+    """Records what happened. A fact waits for a database that is away; it is never dropped because of it.
+
+    Args:
+        tokens: what the call really used.
+        kept: makes the answer for a repeat of the request; without one, its idempotency key is given back.
+    """
+    claim = call.caller.claim if kept is not None else None
+    receipt = claim.receipt(lambda _: kept() if kept else b"", status=200, is_secret=True) if claim else None
+    await call.admission.settle(tokens)
     for _ in range(SETTLE_RETRIES):
         try:
-            await call.house.ledger.carry_out(decide, command, JOB.stream(call.started.job_id))
+            await call.house.ledger.carry_out(decide, command, JOB.stream(call.started.job_id), receipt=receipt)
+        except ClaimLost:
+            receipt = None
         except Unavailable:
             log.warning("call.settle_delayed", call_id=call.call_id)
             await asyncio.sleep(SETTLE_RETRY_SECONDS)
         else:
+            if claim is not None:
+                claim.is_settled = True
             return
     log.error("call.unsettled", call_id=call.call_id)
 
@@ -373,15 +393,18 @@ class Relay:
 
     Args:
         call: on record already.
+        replayed: makes the stream that a repeat of the request gets, from the whole answer and its end.
         drain: whether a provider is heard to its end when the client has left, or stopped at once.
     """
 
-    def __init__(self, call: Call, *, drain: bool) -> None:
+    def __init__(self, call: Call, replayed: Callable[[Piece, "Ended"], bytes], *, drain: bool) -> None:
         self.call = call
+        self._replayed = replayed
         self._drain = drain
         self._queue: asyncio.Queue[Piece | Ended] = asyncio.Queue(QUEUED_CHUNKS)
         self._client_left = False
         self._texts: list[str] = []
+        self._tool_calls: list[dict[str, Any]] = []
         self._usage: Usage | None = None
         self._finish_reason: str | None = None
         self._target = 0
@@ -458,13 +481,14 @@ class Relay:
         self._finish_reason = chunk.finish_reason or self._finish_reason
         if not chunk.content and not chunk.tool_calls:
             return
-        self._texts.append(chunk.content or msgspec.json.encode(chunk.tool_calls).decode())
+        self._texts.append(chunk.content or "")
+        self._tool_calls += chunk.tool_calls or ()
         if not self._client_left:
             await self._put(Piece(chunk.content or None, chunk.tool_calls))
 
     async def _finish(self, *, partial: bool) -> Ended:
         call = self.call
-        text = "".join(self._texts)
+        text = self._all_text()
         usage, estimated = self._usage, False
         if usage is None:
             target = _plain_target(call.target(self._target))
@@ -484,9 +508,23 @@ class Relay:
             response_sha256=hashlib.sha256(text.encode()).hexdigest(),
             response_bytes=len(text.encode()),
         )
-        await _settle(call, finish_call, command)
-        return Ended(finish_reason, usage)
+        ended = Ended(finish_reason, usage)
+        await _settle(
+            call, finish_call, command, tokens=usage.total_tokens, kept=lambda: self._replayed(self._whole(), ended)
+        )
+        return ended
+
+    def _whole(self) -> Piece:
+        """All that was said, as if it had come at once."""
+        return Piece("".join(self._texts) or None, self._tool_calls or None)
 
     async def _fail(self) -> Trouble:
         broken = bool(self._texts)
-        return await _fail(self.call, target=self._target if broken else None, answered="".join(self._texts))
+        trouble = await _fail(self.call, target=self._target if broken else None, answered=self._all_text())
+        if self.call.caller.claim is not None:
+            await self.call.caller.claim.end(PROBLEMS[trouble.code].status, b"")
+        return trouble
+
+    def _all_text(self) -> str:
+        calls = msgspec.json.encode(self._tool_calls).decode() if self._tool_calls else ""
+        return "".join(self._texts) + calls

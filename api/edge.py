@@ -6,6 +6,7 @@ A request id, the two spellings of a path (`/api/v1/...`, trailing slash), the l
 import re
 import time
 from collections.abc import MutableMapping
+from http import HTTPStatus
 from typing import Any
 from uuid import uuid4
 
@@ -53,6 +54,8 @@ class Edge:
             if message["type"] == "http.response.start":
                 status, has_begun = message["status"], True
                 message["headers"] = [*message["headers"], *_marks(scope["state"])]
+            elif message["type"] == "http.response.body" and not message["more_body"]:
+                await _tidy_up(scope["state"], status, message["body"])
             await send(message)
 
         try:
@@ -96,7 +99,17 @@ def _marks(state: dict[str, Any]) -> list[tuple[bytes, bytes]]:
         marks.append((b"x-ledger-position", str(state["position"]).encode()))
         if state["lag"]:
             marks.append((b"x-ledger-lag", str(state["lag"]).encode()))
+    marks += [(name.encode(), value.encode()) for name, value in state.get("limits", {}).items()]
     return marks
+
+
+async def _tidy_up(state: dict[str, Any], status: int, body: bytes) -> None:
+    """What a request took and its controller has not settled: its idempotency key, the tokens of its limit."""
+    claim, admission = state.get("claim"), state.get("admission")
+    if claim is not None:
+        await claim.end(status, body)
+    if admission is not None and status >= HTTPStatus.BAD_REQUEST:
+        await admission.give_back()
 
 
 def _request_id(headers: Any) -> str:

@@ -17,6 +17,7 @@ from api.calling import Call, CallBody, Ended, Finished, Piece, Relay
 from api.jobs import uuid_of
 from api.problems import PROBLEMS, Trouble
 from api.shapes import Uuid
+from api.throttle import limited
 from infra.llm import Usage
 
 
@@ -71,7 +72,7 @@ class LlmCallAnswer(msgspec.Struct, kw_only=True):
 class LlmCallsController(Controller):
     path = "/api/jobs"
     tags = ["LLM Calls"]
-    guards = [team_or_admin]
+    guards = [team_or_admin, limited]
 
     @post("/{job_id:str}/llm-call", status_code=200)
     async def call(
@@ -80,7 +81,7 @@ class LlmCallsController(Controller):
         """Call a model and wait for its whole answer."""
         asked = calling.question(data)
         call = await calling.start(caller, uuid_of(job_id, "job"), asked, streaming=False)
-        finished = await calling.complete(call)
+        finished = await calling.complete(call, call_answer)
         return reply(call_answer(finished), headers=call.headers)
 
     @post("/{job_id:str}/llm-call-stream", status_code=200, media_type="text/event-stream")
@@ -88,8 +89,7 @@ class LlmCallsController(Controller):
         """Call a model and pass its answer on as it is written, as server-sent events."""
         asked = calling.question(data)
         call = await calling.start(caller, uuid_of(job_id, "job"), asked, streaming=True)
-        relay = Relay(call, drain=caller.house.settings.stream_on_disconnect == "drain")
-        return event_stream(call, events(call, relay))
+        return event_stream(call, events(call, relay(call)))
 
 
 def call_answer(finished: Finished) -> LlmCallAnswer:
@@ -99,7 +99,7 @@ def call_answer(finished: Finished) -> LlmCallAnswer:
         job_id=started.job_id,
         response=PlainAnswer(finished.content, finished.finish_reason),
         metadata=CallFigures(
-            total_tokens(finished.usage), finished.latency_ms, model_group=started.model, model=started.model
+            finished.usage.total_tokens, finished.latency_ms, model_group=started.model, model=started.model
         ),
         id=f"chatcmpl-{started.call_id}",
         created=int(started.at.timestamp()),
@@ -110,11 +110,7 @@ def call_answer(finished: Finished) -> LlmCallAnswer:
 
 
 def usage_answer(usage: Usage) -> UsageAnswer:
-    return UsageAnswer(usage.prompt_tokens, usage.completion_tokens, total_tokens(usage))
-
-
-def total_tokens(usage: Usage) -> int:
-    return usage.prompt_tokens + usage.completion_tokens
+    return UsageAnswer(usage.prompt_tokens, usage.completion_tokens, usage.total_tokens)
 
 
 # -- server-sent events (contract, appendix B) ------------------------------------------------
@@ -146,16 +142,27 @@ class ChunkAnswer(msgspec.Struct, kw_only=True):
     usage: UsageAnswer | msgspec.UnsetType = msgspec.UNSET
 
 
+def relay(call: Call) -> Relay:
+    """The stream of a call, and of what a repeat of its request gets."""
+
+    def replayed(whole: Piece, ended: Ended) -> bytes:
+        created = int(call.started.at.timestamp())
+        first = _event(_chunk(call, created, whole, is_first=True))
+        return b": ok\n\n" + first + _end(call, created, ended) + DONE
+
+    return Relay(call, replayed, drain=call.house.settings.stream_on_disconnect == "drain")
+
+
 def event_stream(call: Call, body: AsyncIterator[bytes]) -> Stream:
     return Stream(body, media_type="text/event-stream", headers={**SSE_HEADERS, **call.headers})
 
 
-async def events(call: Call, relay: Relay) -> AsyncIterator[bytes]:
+async def events(call: Call, stream: Relay) -> AsyncIterator[bytes]:
     """The answer as events: first a comment, so that headers go out at once; each piece as it comes; always an end."""
     yield b": ok\n\n"
     created = int(time.time())
     is_first = True
-    async for piece in relay.pieces():
+    async for piece in stream.pieces():
         if piece is None:
             yield KEEP_ALIVE
             continue

@@ -363,20 +363,39 @@ def resolve(
     Raises:
         ModelNotAllowed: unknown, not allowed and without a usable member look alike.
     """
-    name = requested or team.default_model or (organization.default_model if organization else None)
+    found = find(catalog, team, organization, requested, open_aliases=open_aliases)
+    if found is None:
+        name = requested or _default_model(team, organization)
+        raise ModelNotAllowed(model=name, available_models=available_models(catalog, team, open_aliases))
+    return found
+
+
+def find(
+    catalog: Catalog,
+    team: Team,
+    organization: Organization | None,
+    requested: str | None,
+    *,
+    open_aliases: bool,
+) -> Resolution | None:
+    """As `resolve`, with None for what is not allowed."""
+    name = requested or _default_model(team, organization)
     if name is None:
         name = min((alias.model_alias for alias in usable_aliases(catalog, team, open_aliases)), default=None)
     if name is None:
-        raise ModelNotAllowed(model=None, available_models=[])
+        return None
     alias = catalog.aliases.get(name)
     if alias is not None and is_usable(catalog, alias, team, open_aliases):
         return Resolution(name, (_alias_target(alias),))
     group = catalog.model_groups.get(name)
     if group is not None and may_use_group(group, team):
         targets, _ = group_targets(catalog, group, team, open_aliases)
-        if targets:
-            return Resolution(name, tuple(targets))
-    raise ModelNotAllowed(model=name, available_models=available_models(catalog, team, open_aliases))
+        return Resolution(name, tuple(targets)) if targets else None
+    return None
+
+
+def _default_model(team: Team, organization: Organization | None) -> str | None:
+    return team.default_model or (organization.default_model if organization else None)
 
 
 def group_targets(
