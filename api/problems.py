@@ -11,13 +11,13 @@ from typing import Any
 
 import structlog
 from litestar import Request, Response
+from litestar.enums import ParamType
 from litestar.exceptions import (
     HTTPException,
     MethodNotAllowedException,
     NotFoundException,
     ValidationException,
 )
-from litestar.params import ParamType
 from litestar.types import ExceptionHandlersMap
 
 from api.answers import encode
