@@ -361,12 +361,14 @@ def resolve(
         open_aliases: whether an alias in no access group may be used by everyone.
 
     Raises:
-        ModelNotAllowed: unknown, not allowed and without a usable member look alike.
+        ModelNotAllowed: unknown, not allowed and without a usable member look alike. Who named no model and has
+            no default is told of none.
     """
     found = find(catalog, team, organization, requested, open_aliases=open_aliases)
     if found is None:
         name = requested or _default_model(team, organization)
-        raise ModelNotAllowed(model=name, available_models=available_models(catalog, team, open_aliases))
+        available = available_models(catalog, team, open_aliases) if name else []
+        raise ModelNotAllowed(model=name, available_models=available)
     return found
 
 
