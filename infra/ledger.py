@@ -3,20 +3,24 @@
 One task a process takes whatever commands are waiting, decides them one after the other on the latest states it knows,
 and appends all their events in one transaction, together with the version of every stream that any of the decisions
 rested on. If one of these has moved on (another process was faster), nothing is written, the states are loaded again
-and the whole batch is decided again. So
+and the whole batch is decided again, this time under the writer lock. So
 
   - every decision of every process is made on the latest state: strict serializability;
   - a busy team is as fast as many teams: the queue is the serialization, and a batch costs one fsync;
   - what belongs together is in one decision, and there are no locks to order and no sagas to repair.
 
-Nobody is told anything before it is certain. If the connection breaks during an append, its outcome is unknown: the
-loop reconnects, waits for the writer lock and looks whether the first event of the batch is there.
+Nobody is told anything before it is certain. If the connection breaks during an append, that attempt may have been
+written, may still be written by a server that has not noticed, or never will be. So the loop reconnects, takes the
+writer lock and looks: if the attempt is there, that was it. If not, the batch is decided anew and written under the
+same lock; from then on the earlier attempt is stale, whenever it may arrive: it read what this one has changed, or
+what others have changed before.
 """
 
 import asyncio
 import contextlib
+import time
 from collections import OrderedDict
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Container, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
@@ -27,19 +31,34 @@ from msgspec.structs import replace
 
 from domain.errors import Refusal
 from domain.event import Command, Event, State
-from domain.streams import category_of
-from infra import journal
-from infra.journal import NOTHING, Answer, Appended, Connection, Draft, Versioned
+from domain.streams import category_of, decode
+from infra import journal, metrics
+from infra.journal import NOTHING, Answer, Appended, Connection, Draft, PoisonEvent, Versioned
 
 log = structlog.get_logger()
 
 SNAPSHOT_EVERY = 1000  # events of a stream; folding that many takes a few milliseconds
-CONNECTION_LOST = (psycopg.OperationalError, psycopg.InterfaceError, OSError)
-RECONNECT_SECONDS = (0.05, 0.1, 0.2, 0.5, 1.0, 2.0)  # how long to try before everyone waiting is told to come back
+APPEND_BYTES = 4 << 20  # of events and answers in one append, after which the rest of a batch waits for the next
+SMALL_BYTES = 16 << 10  # states made of less than this are not worth measuring
+ANSWER_SECONDS = 10.0  # how long PostgreSQL may take for a step before its connection counts as lost
+RECONNECT_SECONDS = (0.0, 0.05, 0.1, 0.2, 0.5, 1.0)  # pauses between attempts; the last one repeats
+OUT_OF_REACH = (
+    psycopg.OperationalError,
+    psycopg.InterfaceError,
+    psycopg.errors.ReadOnlySqlTransaction,  # it has become a replica
+    OSError,
+    TimeoutError,
+)
+# These are OperationalErrors to psycopg, but the fault of what was sent.
+TOO_MUCH = (psycopg.errors.ProgramLimitExceeded, psycopg.errors.StatementTooComplex)
 
 
 class Unavailable(Exception):
-    """Not now: the database is away, or too much is waiting. Nobody knows of anything written; asking again is safe."""
+    """Not now: the database is away, or too much is waiting.
+
+    Nobody knows of anything written. It may have been, if the database went away at just that moment and did not come
+    back in time; a repeat under the same idempotency claim is safe in any case.
+    """
 
     def __init__(self, reason: str, retry_after_s: int = 1) -> None:
         super().__init__(reason)
@@ -92,6 +111,17 @@ class _Wish:
     def all_streams(self) -> tuple[str, ...]:
         return self.streams if self.guard is None else (*self.streams, *self.guard.streams)
 
+    @property
+    def is_open(self) -> bool:
+        return not self.answer.done()
+
+    def is_among(self, known: Container[str]) -> bool:
+        return all(stream in known for stream in self.all_streams)
+
+    def tell(self, problem: Exception) -> None:
+        if self.is_open:
+            self.answer.set_exception(problem)
+
 
 @dataclass(frozen=True, slots=True)
 class _Decided:
@@ -107,6 +137,10 @@ class _Proposal:
         self.draft = Draft()
         self.decided: list[tuple[_Wish, Exception | _Decided]] = []
 
+    @property
+    def is_full(self) -> bool:
+        return self.draft.size >= APPEND_BYTES
+
     def decide(self, wish: _Wish) -> None:
         """Decides one wish. Whatever goes wrong is its own affair and leaves no trace on the others."""
         for stream in wish.all_streams:
@@ -114,54 +148,100 @@ class _Proposal:
             if isinstance(known, Versioned):
                 self.draft.read.setdefault(stream, known.version)
         try:
-            decided, written = self._decide(wish)
+            decided = self._decide(wish)
         except Refusal as refusal:
             self.decided.append((wish, refusal))
         except Exception as problem:
             log.exception("decision.failed", command=type(wish.command).__name__)
             self.decided.append((wish, problem))
         else:
-            for stream, event in written:
-                self.draft.add(stream, event)
             self.decided.append((wish, decided))
 
-    def _decide(self, wish: _Wish) -> tuple[_Decided, list[tuple[str, Event]]]:
+    def _decide(self, wish: _Wish) -> _Decided:
         if wish.guard is not None:
-            wish.guard.check(*(self._state(stream) for stream in wish.guard.streams), wish.command.at)
-        outcome = wish.decide(*(self._state(stream) for stream in wish.streams), wish.command)
+            wish.guard.check(*(self._versioned(stream).state for stream in wish.guard.streams), wish.command.at)
+        outcome = wish.decide(*(self._versioned(stream).state for stream in wish.streams), wish.command)
         lists = outcome if isinstance(outcome, tuple) else (outcome,)
-        written: list[tuple[str, Event]] = []
         changed: dict[str, Versioned] = {}
-        for stream, events in zip(wish.streams, lists, strict=True):
-            versioned = self._versioned(stream)
-            for event in events:
+        events: list[Event] = []
+        written: list[tuple[str, str, bytes]] = []
+        for stream, decided in zip(wish.streams, lists, strict=True):
+            for event in decided:
                 stamped = replace(event, by=wish.command.by, request=wish.command.request)
-                state = category_of(stream).evolve(versioned.state, stamped)
-                versioned = Versioned(versioned.version + 1, state)
-                written.append((stream, stamped))
-            changed[stream] = versioned
-        decided = _Decided(
-            states=tuple(changed[stream].state for stream in wish.streams),
-            events=tuple(event for _, event in written),
-        )
+                topic, state = type(event).__name__, journal.encode(stamped)
+                events.append(_read_back(stream, topic, state))
+                changed[stream] = _evolved(stream, changed.get(stream) or self._versioned(stream), events[-1], state)
+                written.append((stream, topic, state))
+        states = tuple((changed.get(stream) or self._versioned(stream)).state for stream in wish.streams)
         if wish.receipt is not None:
             # The position is not known before the append; an answer that is kept does not depend on it.
-            self.draft.keep(wish.receipt.claim_id, wish.receipt.answer(Outcome(decided.states, decided.events, 0)))
+            self.draft.keep(wish.receipt.claim_id, wish.receipt.answer(Outcome(states, tuple(events), 0)))
+        for each in written:
+            self.draft.add(*each)
         self.known.update(changed)
-        return decided, written
+        return _Decided(states, tuple(events))
 
     def _versioned(self, stream: str) -> Versioned:
         known = self.known[stream]
         if isinstance(known, Exception):
-            raise known
+            raise PoisonEvent(f"{stream} cannot be read: {known!r}") from known
         return known
 
-    def _state(self, stream: str) -> State | None:
-        return self._versioned(stream).state
+
+def _read_back(stream: str, topic: str, state: bytes) -> Event:
+    """The event as everybody will read it from now on: what nobody could read is not written."""
+    event = decode(topic, state)
+    if type(event) not in category_of(stream).events:
+        raise TypeError(f"{topic} is no event of {stream}")
+    return event
+
+
+def _evolved(stream: str, versioned: Versioned, event: Event, state: bytes) -> Versioned:
+    return Versioned(
+        versioned.version + 1,
+        category_of(stream).evolve(versioned.state, event),
+        versioned.size + len(state),
+        versioned.unsaved + 1,
+    )
 
 
 def _only_look(*states_and_command: object) -> tuple[list[Event], ...]:
     return tuple([] for _ in states_and_command[:-1])
+
+
+class _Cache:
+    """The states used last, bounded by their number and by their size as JSON."""
+
+    def __init__(self, states: int, size: int) -> None:
+        self._most_states = states
+        self._most_bytes = size
+        self._states: OrderedDict[str, Versioned] = OrderedDict()
+        self._bytes = 0
+
+    def get(self, stream: str) -> Versioned | None:
+        versioned = self._states.get(stream)
+        if versioned is not None:
+            self._states.move_to_end(stream)
+        return versioned
+
+    def put(self, stream: str, versioned: Versioned) -> None:
+        if versioned.size > SMALL_BYTES:
+            # History grows for ever, most states do not.
+            versioned = versioned._replace(size=len(journal.encode(versioned.state)))
+        self.forget(stream)
+        self._states[stream] = versioned
+        self._bytes += versioned.size
+        while len(self._states) > self._most_states or self._bytes > self._most_bytes:
+            _, oldest = self._states.popitem(last=False)
+            self._bytes -= oldest.size
+
+    def forget(self, stream: str) -> None:
+        versioned = self._states.pop(stream, None)
+        if versioned is not None:
+            self._bytes -= versioned.size
+
+    def __len__(self) -> int:
+        return len(self._states)
 
 
 class Ledger:
@@ -172,6 +252,9 @@ class Ledger:
         queue_size: commands that may wait before further ones are told to come back.
         batch_size: commands that are decided together at most.
         cache_size: states kept in memory; the least recently used go first.
+        cache_bytes: their size at most, as JSON; in memory they take two to three times as much.
+        patience_s: how long commands wait for a database that is away, before they are told to come back. If it went
+            away during their append, they wait three times as long for the truth.
         appended: called with the position of the head after each append.
     """
 
@@ -182,18 +265,24 @@ class Ledger:
         queue_size: int = 20_000,
         batch_size: int = 500,
         cache_size: int = 50_000,
+        cache_bytes: int = 32 << 20,
+        patience_s: float = 5.0,
+        answer_s: float = ANSWER_SECONDS,
         appended: Callable[[int], None] = lambda position: None,
     ) -> None:
         self._connect = connect
         self._queue: asyncio.Queue[_Wish | None] = asyncio.Queue(queue_size)
         self._batch_size = batch_size
-        self._cache_size = cache_size
-        self._cache: OrderedDict[str, Versioned] = OrderedDict()
+        self._cache = _Cache(cache_size, cache_bytes)
+        self._patience_s = patience_s
+        self._answer_s = answer_s
         self._appended = appended
         self._connection: Connection | None = None
         self._task: asyncio.Task[None] | None = None
         self._snapshots: dict[str, Versioned] = {}
         self._snapshot_task: asyncio.Task[None] | None = None
+        self._is_away = False  # the database was out of reach when last looked for
+        self._has_rivals = False  # another process wrote to our streams when we last looked
         self._closing = False
 
     # -- what the rest of the house calls ------------------------------------------------
@@ -224,6 +313,8 @@ class Ledger:
             ClaimLost: the idempotency claim ran out meanwhile and somebody else has it.
         """
         wish = _Wish(decide, command, streams, guard, receipt, new, asyncio.get_running_loop().create_future())
+        for stream in wish.all_streams:
+            category_of(stream)  # here a misspelt name is one caller's error, later it would be a batch's
         if self._closing:
             raise Unavailable("the server is shutting down", retry_after_s=5)
         try:
@@ -248,6 +339,7 @@ class Ledger:
         return self._queue.qsize()
 
     async def start(self) -> None:
+        """Raises: whatever the connection raises when the database is away."""
         self._connection = await self._connect()
         self._task = asyncio.create_task(self._run(), name="ledger")
 
@@ -265,86 +357,148 @@ class Ledger:
 
     async def _run(self) -> None:
         while batch := await self._gather():
-            await self._carry_out_apart(batch)
-
-    async def _carry_out_apart(self, batch: list[_Wish]) -> None:
-        """Carries out a batch; if something in it breaks, each command alone, so that only the culprit suffers."""
-        try:
-            await self._carry_out(batch)
-        except Unavailable as problem:
-            log.warning("ledger.unavailable", commands=len(batch), reason=str(problem))
-            _tell(batch, problem)
-        except Exception as problem:
-            log.exception("ledger.failed", commands=len(batch))
-            await self._disconnect()
-            self._cache.clear()
-            if len(batch) == 1:
-                _tell(batch, problem)
-            else:
+            metrics.queued(self.depth)
+            uncertain: list[_Proposal] = []
+            try:
+                await self._carry_out_apart(batch, uncertain)
+            except Unavailable as problem:
+                self._refuse_all(batch, problem)
+            except Exception as problem:  # nothing may end this loop while somebody is waiting for it
+                log.exception("ledger.failed", commands=len(batch))
                 for wish in batch:
-                    await self._carry_out_apart([wish])
+                    wish.tell(RuntimeError(f"the ledger failed: {problem!r}"))
 
     async def _gather(self) -> list[_Wish]:
         """Waits for a command and takes all that are waiting with it; an empty batch ends the loop."""
         first = await self._queue.get()
-        if first is None:
-            return []
-        batch = [first]
-        while len(batch) < self._batch_size and not self._queue.empty():
+        return [] if first is None else [first, *self._take(self._batch_size - 1)]
+
+    def _take(self, most: int) -> Iterable[_Wish]:
+        for _ in range(min(most, self._queue.qsize())):
             wish = self._queue.get_nowait()
             if wish is None:
-                self._queue.put_nowait(None)
-                break
-            batch.append(wish)
-        return batch
-
-    async def _carry_out(self, batch: list[_Wish]) -> None:
-        """Carries out a batch, through lost connections and lost races, and tells everyone in it."""
-        attempts: list[_Proposal] = []  # sent, but with an outcome that nobody knows
-        for pause_s in (0.0, *RECONNECT_SECONDS):
-            await asyncio.sleep(pause_s)
-            try:
-                connection = await self._connected()
-                proposal, position = await self._settle(connection, batch, attempts)
-            except CONNECTION_LOST as problem:
-                log.warning("ledger.connection_lost", reason=type(problem).__name__, uncertain=len(attempts))
-                await self._disconnect()
-            else:
-                self._accept(proposal, position)
+                self._queue.put_nowait(None)  # nothing comes after the end
                 return
-        raise Unavailable("the database is out of reach", retry_after_s=2)
+            yield wish
+
+    async def _carry_out_apart(self, batch: Sequence[_Wish], uncertain: list[_Proposal]) -> None:
+        """Carries out a batch; if something in it breaks, its halves, so that only the culprit suffers."""
+        while waiting := [wish for wish in batch if wish.is_open]:
+            try:
+                proposal, position = await self._carry_out(waiting, uncertain)
+            except Unavailable:
+                raise
+            except Exception as problem:  # noqa: BLE001 it is told to whom it concerns
+                await self._disconnect()
+                for wish in waiting:
+                    self._forget(wish.all_streams)
+                log.warning("batch.failed", commands=len(waiting), reason=repr(problem))
+                if len(waiting) == 1:
+                    waiting[0].tell(problem)
+                    return
+                middle = len(waiting) // 2
+                await self._carry_out_apart(waiting[:middle], uncertain)
+                await self._carry_out_apart(waiting[middle:], uncertain)
+                return
+            if proposal in uncertain:
+                uncertain.remove(proposal)
+            self._accept(proposal, position)
+
+    async def _carry_out(self, batch: list[_Wish], uncertain: list[_Proposal]) -> tuple[_Proposal, int]:
+        """Carries out as much of a batch as goes into one append, through lost connections and lost races.
+
+        Args:
+            batch: those who lose their claim are told and leave it.
+            uncertain: what was sent for this batch without an answer; grows.
+
+        Raises:
+            Unavailable: the database is out of reach, and patience is at its end.
+        """
+        failures, give_up = 0, 0.0
+        while True:
+            try:
+                async with asyncio.timeout(self._answer_s):
+                    settled = await self._settle(await self._connected(), batch, uncertain)
+            except Exception as problem:
+                if not _is_outage(problem):
+                    raise
+                log.warning("ledger.connection_lost", reason=type(problem).__name__, uncertain=len(uncertain))
+                await self._disconnect()
+                now = time.monotonic()
+                give_up = give_up or now + (0.0 if self._is_away else self._patience_s)
+                if now >= give_up + (2 * self._patience_s if uncertain else 0.0):
+                    self._is_away = True
+                    raise Unavailable("the database is out of reach", retry_after_s=2) from problem
+                await asyncio.sleep(RECONNECT_SECONDS[min(failures, len(RECONNECT_SECONDS) - 1)])
+                failures += 1
+            else:
+                self._is_away = False
+                return settled
 
     async def _settle(
-        self, connection: Connection, batch: list[_Wish], attempts: list[_Proposal]
+        self, connection: Connection, batch: list[_Wish], uncertain: list[_Proposal]
     ) -> tuple[_Proposal, int]:
-        """Finds out what became of earlier attempts, else makes one; the second time under the writer lock."""
-        if written := await _written(connection, attempts):
-            return written, await journal.position(connection)
-        proposal = await self._propose(connection, batch, trust_new=True)
-        result = await self._send(connection, proposal, attempts)
-        if not result.stale:
-            return proposal, result.position
-        if written := await _written(connection, attempts[:-1]):
-            # What made this attempt stale is our own earlier one, whose acknowledgement was lost.
-            return written, result.position
-        attempts.clear()
-        async with connection.transaction():
-            await journal.lock(connection)
-            while result.stale:
-                self._forget(result.stale)
+        """Finds out what became of earlier attempts, else makes one; under the writer lock if need be."""
+        if not uncertain:
+            # A look can be repeated: it need not take the lock from those who write.
+            is_look = all(wish.decide is _only_look for wish in batch)
+            tries = 3 if is_look else 0 if self._has_rivals else 1
+            for _ in range(tries):
+                proposal = await self._propose(connection, batch, trust_new=True)
+                result = await self._send(connection, proposal, uncertain)
+                if not result.stale:
+                    return proposal, result.position
                 _drop_lost_claims(batch, result.stale)
-                proposal = await self._propose(connection, batch, trust_new=False)
-                result = await self._send(connection, proposal, attempts)
-        return proposal, result.position
+        async with connection.transaction():
+            position = await journal.lock(connection)
+            for attempt in uncertain:
+                if await journal.was_appended(connection, attempt.draft):
+                    return attempt, position
+            return await self._settle_locked(connection, batch, uncertain)
 
-    async def _send(self, connection: Connection, proposal: _Proposal, attempts: list[_Proposal]) -> Appended:
-        if not proposal.draft.writes:
-            return await journal.check(connection, proposal.draft)
-        attempts.append(proposal)
-        return await journal.append(connection, proposal.draft)
+    async def _settle_locked(
+        self, connection: Connection, batch: list[_Wish], uncertain: list[_Proposal]
+    ) -> tuple[_Proposal, int]:
+        """Decides and sends while nobody else can write: what is loaded now is the latest."""
+        self._has_rivals = await self._refresh(connection, batch)
+        snapshots = True
+        while True:
+            proposal = await self._propose(connection, batch, snapshots=snapshots)
+            result = await self._send(connection, proposal, uncertain)
+            if not result.stale:
+                return proposal, result.position
+            # By now only a claim can be lost, or a snapshot speak of a version that does not exist.
+            if not _drop_lost_claims(batch, result.stale) and not snapshots:
+                raise RuntimeError(f"the journal contradicts itself about {result.stale}")
+            snapshots = False
 
-    async def _propose(self, connection: Connection, batch: list[_Wish], *, trust_new: bool) -> _Proposal:
-        """Loads what is not known yet and decides every wish of the batch, in their order."""
+    async def _send(self, connection: Connection, proposal: _Proposal, uncertain: list[_Proposal]) -> Appended:
+        draft = proposal.draft
+        if not draft.writes:
+            result = await journal.check(connection, draft.read)
+        else:
+            started = time.perf_counter()
+            uncertain.append(proposal)
+            try:
+                result = await journal.append(connection, draft)
+            except Exception as problem:
+                if not _is_outage(problem):
+                    uncertain.remove(proposal)  # PostgreSQL itself said no
+                raise
+            if result.stale:
+                uncertain.remove(proposal)  # and that for ever: versions never come back
+            else:
+                seconds = time.perf_counter() - started
+                metrics.appended(commands=len(proposal.decided), events=len(draft.streams), seconds=seconds)
+        if result.stale:
+            metrics.decided_again()
+            self._forget(result.stale)
+        return result
+
+    async def _propose(
+        self, connection: Connection, batch: Sequence[_Wish], *, trust_new: bool = False, snapshots: bool = True
+    ) -> _Proposal:
+        """Decides as many wishes of the batch, in their order, as go into one load and one append."""
         known: dict[str, Versioned | Exception] = {}
         missing: dict[str, None] = {}
         for wish in batch:
@@ -352,63 +506,74 @@ class Ledger:
                 if stream in known or stream in missing:
                     continue
                 if (cached := self._cache.get(stream)) is not None:
-                    self._cache.move_to_end(stream)
                     known[stream] = cached
                 elif trust_new and stream == wish.new:
                     known[stream] = NOTHING
                 else:
                     missing[stream] = None
-        if missing:
-            known |= dict.fromkeys(missing, NOTHING) | await journal.load(connection, list(missing))
+        while missing:
+            known |= await journal.load(connection, list(missing), snapshots=snapshots)
+            missing = {stream: None for stream in missing if stream not in known}
+            if batch[0].is_among(known):
+                break  # others may have to wait for the next round
         proposal = _Proposal(known)
         for wish in batch:
+            if proposal.is_full or not wish.is_among(known):
+                break
             proposal.decide(wish)
         return proposal
 
+    async def _refresh(self, connection: Connection, batch: Sequence[_Wish]) -> bool:
+        """Forgets the states that are not the latest, and says whether there were any."""
+        streams = (stream for wish in batch for stream in wish.all_streams)
+        cached = {stream: known.version for stream in streams if (known := self._cache.get(stream)) is not None}
+        moved = (await journal.check(connection, cached)).stale
+        self._forget(moved)
+        return bool(moved)
+
     def _accept(self, proposal: _Proposal, position: int) -> None:
-        """The batch is on record: keep its states, tell everyone."""
+        """What was proposed is on record: keep its states, tell everyone."""
         for stream, versioned in proposal.known.items():
-            if isinstance(versioned, Versioned) and versioned.version:
-                self._cache[stream] = versioned
-                self._note_for_snapshot(stream, versioned, proposal.draft.read.get(stream, 0))
-        while len(self._cache) > self._cache_size:
-            self._cache.popitem(last=False)
+            if isinstance(versioned, Versioned) and versioned.version and versioned is not self._cache.get(stream):
+                self._cache.put(stream, self._note_for_snapshot(stream, versioned))
+        for wish, decided in proposal.decided:
+            if isinstance(decided, Exception):
+                wish.tell(decided)
+            elif wish.is_open:
+                wish.answer.set_result(Outcome(decided.states, decided.events, position))
         if proposal.draft.writes:
             self._appended(position)
-        for wish, decided in proposal.decided:
-            if wish.answer.done():
-                continue
-            if isinstance(decided, Exception):
-                wish.answer.set_exception(decided)
-            else:
-                wish.answer.set_result(Outcome(decided.states, decided.events, position))
 
-    def _forget(self, streams: Sequence[str]) -> None:
+    def _refuse_all(self, batch: Sequence[_Wish], problem: Unavailable) -> None:
+        """While the database is away nobody need wait for the end of the queue to be told so."""
+        refused = [*batch, *self._take(self._queue.qsize())]
+        log.warning("ledger.unavailable", commands=len(refused), reason=str(problem))
+        for wish in refused:
+            wish.tell(Unavailable(str(problem), problem.retry_after_s))
+
+    def _forget(self, streams: Iterable[str]) -> None:
         for stream in streams:
-            self._cache.pop(stream, None)
+            self._cache.forget(stream)
 
     # -- snapshots: off the path, for streams that have become long ------------------------------------------------
 
-    def _note_for_snapshot(self, stream: str, versioned: Versioned, read_version: int) -> None:
-        if versioned.version // SNAPSHOT_EVERY == read_version // SNAPSHOT_EVERY:
-            return
+    def _note_for_snapshot(self, stream: str, versioned: Versioned) -> Versioned:
+        if versioned.unsaved < SNAPSHOT_EVERY:
+            return versioned
         self._snapshots[stream] = versioned
         if self._snapshot_task is None or self._snapshot_task.done():
             self._snapshot_task = asyncio.create_task(self._save_snapshots(), name="snapshots")
+        return versioned._replace(unsaved=0)
 
     async def _save_snapshots(self) -> None:
+        """Nothing depends on it, so nothing that goes wrong here matters, and no disk is waited for."""
         try:
-            connection = await self._connect()
-        except CONNECTION_LOST:
-            return
-        async with connection:
-            while self._snapshots:
-                stream, versioned = self._snapshots.popitem()
-                try:
-                    await journal.save_snapshot(connection, stream, versioned)
-                except psycopg.Error as problem:
-                    log.warning("snapshot.failed", stream=stream, reason=type(problem).__name__)
-                    return
+            async with await self._connect() as connection:
+                await connection.execute("set synchronous_commit = off")
+                while self._snapshots:
+                    await journal.save_snapshot(connection, *self._snapshots.popitem())
+        except Exception as problem:  # noqa: BLE001
+            log.warning("snapshot.failed", reason=repr(problem))
 
     # -- the connection ------------------------------------------------
 
@@ -424,22 +589,15 @@ class Ledger:
                 await connection.close()
 
 
-async def _written(connection: Connection, attempts: Sequence[_Proposal]) -> _Proposal | None:
-    """The attempt that reached the journal, if one did: they rest on the same versions, so at most one can."""
-    for proposal in attempts:
-        if proposal.draft.streams and await journal.contains(connection, proposal.draft):
-            return proposal
-    return None
+def _is_outage(problem: Exception) -> bool:
+    """Whether the database is to blame, and not what was sent to it."""
+    return isinstance(problem, OUT_OF_REACH) and not isinstance(problem, TOO_MUCH)
 
 
-def _drop_lost_claims(batch: list[_Wish], stale: Sequence[str]) -> None:
+def _drop_lost_claims(batch: list[_Wish], stale: Sequence[str]) -> bool:
     """A claim whose lease ended belongs to somebody else now: this wish must not be carried out as well."""
-    for wish in [wish for wish in batch if wish.receipt is not None and wish.receipt.claim_id in stale]:
+    lost = [wish for wish in batch if wish.receipt is not None and wish.receipt.claim_id in stale]
+    for wish in lost:
         batch.remove(wish)
-        _tell([wish], ClaimLost())
-
-
-def _tell(batch: Sequence[_Wish], problem: Exception) -> None:
-    for wish in batch:
-        if not wish.answer.done():
-            wish.answer.set_exception(problem)
+        wish.tell(ClaimLost())
+    return bool(lost)

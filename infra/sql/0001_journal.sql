@@ -6,9 +6,9 @@
 create schema journal;
 
 -- The columns keep the shape of the eventsourcing library, so that its readers work on this table:
--- originator = stream, notification_id = position.
+-- originator = stream, notification_id = position. Names of streams compare as bytes, whatever the database's locale.
 create table journal.events (
-    originator_id      text   not null check (length(originator_id) between 3 and 400),
+    originator_id      text   collate "C" not null check (length(originator_id) between 3 and 400),
     originator_version bigint not null check (originator_version >= 1),
     topic              text   not null check (length(topic) between 1 and 100),
     state              bytea  not null,
@@ -22,12 +22,12 @@ create table journal.head (
     only_row boolean primary key default true check (only_row),
     position bigint not null,
     hash     bytea  not null
-);
+) with (fillfactor = 10);  -- room for the versions that a long transaction somewhere keeps from being cleared away
 insert into journal.head (position, hash) values (0, decode(repeat('00', 32), 'hex'));
 
 -- Snapshots save work and mean nothing: any of them may be deleted at any time.
 create table journal.snapshots (
-    stream           text    primary key,
+    stream           text    collate "C" primary key,
     version          bigint  not null,
     category_version integer not null,
     state            bytea   not null
@@ -101,11 +101,14 @@ begin
     head_position := last_position;
     stale := journal.stale(streams, versions);
 
+    -- Locked, so that nobody takes a claim over between this look and the answer that is kept with it below.
     if cardinality(claims) > 0 then
+        perform from app.idempotency as request where request.claim_id = any (claims) for no key update;
         stale := stale || array(
             select claimed.id::text from unnest(claims) as claimed (id)
             where not exists (
-                select from app.idempotency as row where row.claim_id = claimed.id and row.state = 'claimed'));
+                select from app.idempotency as request
+                where request.claim_id = claimed.id and request.state = 'claimed'));
     end if;
     if cardinality(stale) > 0 then
         return;
@@ -128,16 +131,17 @@ begin
     update journal.head set position = head_position, hash = last_hash;
 
     if cardinality(claims) > 0 then
-        update app.idempotency as row
+        update app.idempotency as request
         set state = 'finished', status = answer.status, body = answer.body, encrypted = answer.encrypted
         from unnest(claims, answer_statuses, answer_bodies, answer_encrypted) as answer (id, status, body, encrypted)
-        where row.claim_id = answer.id;
+        where request.claim_id = answer.id;
     end if;
 end
 $$;
 
 
--- Immutability: nobody rewrites history, the owner of the tables included.
+-- Immutability: nobody rewrites history, the owner of the tables included. The triggers fire always, also in sessions
+-- that play back what another server did.
 create function journal.refuse() returns trigger
     language plpgsql
 as $$
@@ -150,10 +154,12 @@ $$;
 create trigger events_are_immutable
     before update or delete or truncate on journal.events
     for each statement execute function journal.refuse();
+alter table journal.events enable always trigger events_are_immutable;
 
 create trigger head_is_kept
     before delete or truncate on journal.head
     for each statement execute function journal.refuse();
+alter table journal.head enable always trigger head_is_kept;
 
 create function journal.forward_only() returns trigger
     language plpgsql
@@ -169,9 +175,11 @@ $$;
 create trigger head_moves_forward
     before update on journal.head
     for each row execute function journal.forward_only();
+alter table journal.head enable always trigger head_moves_forward;
 
 
--- For an auditor with psql and nothing of ours.
+-- For an auditor with psql and nothing of ours. JSON may say \u0000 and jsonb may not: one such letter must not keep
+-- the whole journal from being read.
 create view journal.readable as
 select event.notification_id as position,
        event.originator_id as stream,
@@ -183,7 +191,9 @@ select event.notification_id as position,
        body.json - array['at', 'by', 'request'] as event,
        encode(event.hash, 'hex') as hash
 from journal.events as event
-cross join lateral (select convert_from(event.state, 'UTF8')::jsonb as json) as body;
+cross join lateral (
+    select replace(convert_from(event.state, 'UTF8'), '\u0000', '\ufffd')::jsonb as json
+) as body;
 
 
 revoke all on all functions in schema journal from public;
@@ -193,3 +203,6 @@ grant select, insert, update, delete on journal.snapshots to saas_ledger_app;
 grant select on journal.snapshots to saas_ledger_auditor;
 grant execute on function journal.append, journal.lock_head, journal.stale, journal.job_of to saas_ledger_app;
 grant execute on function journal.chain, journal.job_of to saas_ledger_auditor;
+
+-- What follows from the journal. The projections make their tables in it, drop them and build them again.
+create schema readmodel authorization saas_ledger_app;
