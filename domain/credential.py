@@ -96,7 +96,10 @@ def evolve(credentials: Credentials | None, event: CredentialEvent) -> Credentia
     if isinstance(event, CredentialCreated):
         return _activated(credentials or Credentials(organization_id=event.organization_id), _created(event))
     assert credentials is not None, "the history of credentials starts with CredentialCreated"
-    credential = replace(credentials.credentials[event.credential_id], updated_at=event.at)
+    known = credentials.credentials.get(event.credential_id)
+    if known is None:
+        return credentials
+    credential = replace(known, updated_at=event.at)
     match event:
         case CredentialChanged(credential_name=name, secret_id=secret_id, api_base=api_base, updated_by=updated_by):
             changed = replace(

@@ -172,7 +172,9 @@ def evolve_reconciliation(reconciliation: Reconciliation | None, event: Reconcil
         lines = {line_key(line.day, line.model): line for line in event.lines}
         bill = Bill(reference=event.reference, lines=lines, imported_at=event.at)
     else:
-        known = reconciliation.bills[event.reference]
+        known = reconciliation.bills.get(event.reference)
+        if known is None:
+            return reconciliation
         bill = replace(known, booked=(*known.booked, line_key(event.day, event.model)))
     return replace(reconciliation, bills={**reconciliation.bills, event.reference: bill})
 

@@ -182,7 +182,9 @@ def evolve(users: Users | None, event: UserEvent) -> Users:
     users = users or NOBODY
     if isinstance(event, OwnerSetUp | UserCreated):
         return _added(users, event)
-    user = users.users[event.user_id]
+    user = users.users.get(event.user_id)
+    if user is None:
+        return users
     match event:
         case UserChanged(display_name=display_name, metadata=metadata):
             user = replace(user, display_name=display_name, metadata=metadata)
