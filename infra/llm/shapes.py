@@ -72,6 +72,10 @@ class Usage(msgspec.Struct, frozen=True):
     prompt_tokens: int
     completion_tokens: int
 
+    @property
+    def total_tokens(self) -> int:
+        return self.prompt_tokens + self.completion_tokens
+
 
 class Completion(msgspec.Struct, frozen=True, kw_only=True):
     """A whole answer. `content` is "" beside tool calls; `usage` is None if the provider sent none."""
@@ -186,13 +190,14 @@ def _is_count(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and value >= 0
 
 
+_ADDRESSES: Final = re.compile(
+    r"""(\b[a-z][a-z0-9+.\-]{1,15}://)([^\s/@'"<>]*@)?([^\s?'"<>]*)(\?[^\s'"<>]+)?""", re.IGNORECASE
+)
 _SECRETS: Final = re.compile(
     r"""
       (?P<before> \b (?: bearer | basic ) \s+ ) [^\s'",;]+
     | (?P<name> (?: api[-_ ]?key | authorization | access[-_]?token | token | secret | password | passwd ) ["']? \s*
         (?: [:=] | \bis\b ) \s* ["']? (?: bearer \s+ )? ) [^\s'",;&]+
-    | (?P<scheme> \b [a-z][a-z0-9+.\-]* :// ) [^\s/@]+ @
-    | (?P<address> \b https?:// [^\s?'"<>]+ ) \? [^\s'"<>]+
     | \b (?: sk | rk | pk | gsk | xai | hf | r8 | pplx | fw | key | nvapi | csk | ghp ) [-_] [\w\-*.]{6,}
     | \b (?: AIza | AKIA | ya29\. ) [\w\-]{8,}
     | \b eyJ [\w\-]+ \. [\w\-]+ (?: \. [\w\-]+ )?
@@ -213,10 +218,15 @@ def without_secrets(text: str, *secrets: str | None) -> str:
     for secret in secrets:
         if secret:
             text = text.replace(secret, "[hidden]")
+    text = _ADDRESSES.sub(_hide_in_address, text)
     text = _SECRETS.sub(_hide, text)
     return text.encode(errors="replace").decode()[:LONGEST_FAILURE_TEXT]
 
 
+def _hide_in_address(match: re.Match[str]) -> str:
+    scheme, user, path, query = match.groups()
+    return f"{scheme}{'[hidden]@' if user else ''}{path}{'?[hidden]' if query else ''}"
+
+
 def _hide(match: re.Match[str]) -> str:
-    kept = match["before"] or match["name"] or match["scheme"] or match["address"] or ""
-    return f"{kept}{'?' if match['address'] else ''}[hidden]{'@' if match['scheme'] else ''}"
+    return f"{match['before'] or match['name'] or ''}[hidden]"
