@@ -33,6 +33,16 @@ def number(value: Decimal) -> Decimal:
     return cast("Decimal", msgspec.Raw(format(value, "f").encode()))
 
 
+def number_or_none(value: Decimal | None) -> Decimal | None:
+    return None if value is None else number(value)
+
+
+def percent(part: int, whole: int) -> Decimal:
+    """How much of the whole a part is, in percent with 2 decimals; 0 of nothing."""
+    share = _EXACT.divide(Decimal(part * 100), Decimal(whole)) if whole > 0 else Decimal(0)
+    return number(_EXACT.quantize(share, Decimal("0.01")))
+
+
 def ts(moment: datetime) -> str:
     """UTC, ISO 8601, exactly three decimals and Z."""
     return moment.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%S.") + f"{moment.microsecond // 1000:03d}Z"

@@ -10,15 +10,70 @@ from typing import Annotated, Any
 import msgspec
 from msgspec import UNSET, Meta, UnsetType
 
-from api.answers import number, ts, ts_or_none, usd6, usd8
+from api.answers import number, number_or_none, percent, ts, ts_or_none, usd6, usd8
 from domain.event import Json
 from domain.job import EndedCall, Job, RunningCall
 from domain.pricing import subtract
+from projections.balances import BalanceRecord
 from projections.calls import CallRecord
 from projections.jobs import JobRecord
+from projections.teams import TeamRecord
+from projections.transactions import TransactionRecord
 
 Uuid = Annotated[str, Meta(extra_json_schema={"format": "uuid"})]
 Timestamp = Annotated[str, Meta(extra_json_schema={"format": "date-time"})]
+
+ADDITIONS = frozenset({"allocation", "subscription_payment", "one_time_payment"})
+
+
+class Balance(msgspec.Struct, kw_only=True):
+    team_id: str
+    organization_id: str
+    credits_allocated: int
+    credits_used: int
+    credits_remaining: int
+    credits_held: int
+    credits_available: int | None
+    overdraft_credits: int | None
+    credit_limit: int | None
+    percentage_used: Decimal
+    status: str
+    auto_refill: bool
+    refill_amount: int | None
+    refill_period: str | None
+    last_refill_at: Timestamp | None
+    budget_mode: str
+    credits_per_dollar: Decimal
+    tokens_per_credit: int
+    cost_markup_percentage: Decimal | UnsetType = UNSET
+    virtual_key: str | None
+    created_at: Timestamp
+    updated_at: Timestamp
+
+
+class Transaction(msgspec.Struct, kw_only=True):
+    """`type`, `amount`, `description`, `timestamp` and `balance_after` are what older clients call the same."""
+
+    transaction_id: Uuid
+    team_id: str
+    organization_id: str
+    job_id: Uuid | None
+    transaction_type: str
+    source: str | None
+    credits_amount: int
+    credits_before: int
+    credits_after: int
+    reason: str | None
+    payment_amount_usd: Decimal | None
+    payment_reference: str | None
+    expires_at: Timestamp | None
+    actor: str
+    created_at: Timestamp
+    type: str
+    amount: int
+    description: str | None
+    timestamp: Timestamp
+    balance_after: int
 
 
 class JobTotals(msgspec.Struct):
@@ -103,6 +158,60 @@ class CallAnswer(msgspec.Struct, kw_only=True):
     attempts: list[AttemptAnswer] | UnsetType = UNSET
     request_data: Any = UNSET
     response_data: Any = UNSET
+
+
+def balance_answer(team: TeamRecord, balance: BalanceRecord, *, for_admin: bool) -> Balance:
+    terms = team.budget.terms
+    return Balance(
+        team_id=team.team_id,
+        organization_id=team.organization_id,
+        credits_allocated=balance.credits_allocated,
+        credits_used=balance.credits_used,
+        credits_remaining=balance.credits_remaining,
+        credits_held=balance.credits_held,
+        credits_available=balance.credits_available(team.overdraft_credits),
+        overdraft_credits=team.overdraft_credits,
+        credit_limit=team.overdraft_credits,
+        percentage_used=percent(balance.credits_used, balance.credits_allocated),
+        status=team.status,
+        auto_refill=team.auto_refill,
+        refill_amount=team.refill_credits,
+        refill_period=team.refill_period,
+        last_refill_at=ts_or_none(balance.last_refill_at),
+        budget_mode=team.mode,
+        credits_per_dollar=number(terms.credits_per_dollar),
+        tokens_per_credit=terms.tokens_per_credit,
+        cost_markup_percentage=number(team.markup_percentage) if for_admin else UNSET,
+        virtual_key=team.virtual_key,
+        created_at=ts(team.created_at),
+        updated_at=ts(max(team.updated_at, balance.updated_at)),
+    )
+
+
+def transaction_answer(transaction: TransactionRecord) -> Transaction:
+    kind = transaction.transaction_type
+    return Transaction(
+        transaction_id=transaction.transaction_id,
+        team_id=transaction.team_id,
+        organization_id=transaction.organization_id,
+        job_id=transaction.job_id,
+        transaction_type=kind,
+        source=transaction.source,
+        credits_amount=transaction.credits_amount,
+        credits_before=transaction.credits_before,
+        credits_after=transaction.credits_after,
+        reason=transaction.reason,
+        payment_amount_usd=number_or_none(transaction.payment_amount_usd),
+        payment_reference=transaction.payment_reference,
+        expires_at=ts_or_none(transaction.expires_at),
+        actor=transaction.actor,
+        created_at=ts(transaction.created_at),
+        type="addition" if kind in ADDITIONS else kind,
+        amount=transaction.credits_amount,
+        description=transaction.reason,
+        timestamp=ts(transaction.created_at),
+        balance_after=transaction.credits_after,
+    )
 
 
 def job_totals(job: JobRecord) -> JobTotals:

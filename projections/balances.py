@@ -7,6 +7,7 @@ import msgspec
 from psycopg.rows import class_row
 
 from domain.credit import (
+    Account,
     AccountOpened,
     CreditMovement,
     CreditsAdjusted,
@@ -81,6 +82,23 @@ class BalanceRecord(msgspec.Struct, kw_only=True):
     @property
     def credits_remaining(self) -> int:
         return self.credits_allocated - self.credits_used
+
+    def credits_available(self, overdraft_credits: int | None) -> int | None:
+        """What may still be held or charged; None means no limit."""
+        return None if overdraft_credits is None else self.credits_remaining - self.credits_held + overdraft_credits
+
+    @classmethod
+    def of(cls, account: Account) -> "BalanceRecord":
+        """An account's state, as the table will have it."""
+        return cls(
+            team_id=account.team_id,
+            organization_id=account.organization_id,
+            credits_allocated=account.allocated,
+            credits_used=account.used,
+            credits_held=account.held,
+            last_refill_at=account.last_refill_at,
+            updated_at=account.updated_at,
+        )
 
 
 class BalanceRow(msgspec.Struct):
