@@ -26,6 +26,7 @@ from domain.statement import (
     CloseStatement,
     ImportBill,
     ProviderBillImported,
+    Reconciliation,
     StatementClosed,
     Statements,
     Totals,
@@ -283,3 +284,7 @@ def test_differences_stay_with_their_bill() -> None:
     story = given(imported(line())).when(book_differences, book(agreed())).when(import_bill, february)
     again = BookDifferences(**WHO, reference="invoice-2026-02", lines=(agreed(),))
     assert 1 == len(story.when(book_differences, again).decided)
+
+
+def test_a_difference_of_a_bill_that_nobody_knows_says_nothing() -> None:
+    given(booked("0.50")).leaving(Reconciliation, bills={})
