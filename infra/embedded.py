@@ -224,7 +224,7 @@ class EmbeddedServer:
         return False
 
     def _ping(self) -> pq.Ping:
-        return pq.PGconn.ping(make_conninfo(self.superuser_dsn, connect_timeout=2).encode())
+        return pq.Ping(pq.PGconn.ping(make_conninfo(self.superuser_dsn, connect_timeout=2).encode()))
 
     def _shut_down(self) -> None:
         """End the postmaster as it should be ended; the hard way only if it does not obey."""
@@ -262,7 +262,7 @@ class EmbeddedServer:
         """Run a program as the account that PostgreSQL needs, at its home; returns what it printed."""
         user, group = self._account
         step_down: dict[str, Any] = {"user": user, "group": group, "extra_groups": []}
-        done = subprocess.run(
+        done: subprocess.CompletedProcess[str] = subprocess.run(
             command,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
