@@ -5,21 +5,24 @@ from contextlib import asynccontextmanager
 from functools import partial
 from typing import Any
 
-from litestar import Litestar
+from litestar import Litestar, Request
 from litestar.config.cors import CORSConfig
 from litestar.di import Provide
 from litestar.types import ASGIApp, ControllerRouterHandler
 
 from api.bodies import StrictBody
 from api.caller import the_caller
+from api.create_and_call import CreateAndCallController
 from api.edge import Edge
 from api.health import HealthController
 from api.house import House
 from api.idempotency import Replay, replay
-from api.jobs import JobsController
+from api.jobs import JobsController, TeamJobsController
 from api.listing import DEPENDENCIES as LISTING
 from api.llm_calls import LlmCallsController
+from api.model_aliases import ModelAliasesController
 from api.problems import HANDLERS
+from api.targets import Targets
 from infra import postgres
 from infra.background import Background
 from infra.ledger import Ledger
@@ -36,7 +39,14 @@ from projections.projection import Projection
 from projections.teams import TEAMS
 
 PROJECTIONS: Sequence[Projection] = (JOBS, CALLS, BALANCES, TEAMS, KEYS)
-CONTROLLERS: Sequence[ControllerRouterHandler] = (HealthController, JobsController, LlmCallsController)
+CONTROLLERS: Sequence[ControllerRouterHandler] = (
+    HealthController,
+    JobsController,
+    TeamJobsController,
+    CreateAndCallController,
+    LlmCallsController,
+    ModelAliasesController,
+)
 
 EXPOSED_HEADERS = [
     "X-Request-Id",
@@ -82,7 +92,7 @@ def create_app(settings: Settings, dsn: str) -> ASGIApp:
     return Edge(app, settings.max_body_bytes)
 
 
-def _the_house(request: Any) -> House:
+def _the_house(request: Request[Any, Any, Any]) -> House:
     house: House = request.app.state.house
     return house
 
@@ -106,6 +116,7 @@ async def _living(app: Litestar, *, settings: Settings, dsn: str) -> AsyncIterat
         appended=engine.wake,
     )
     key_ring = KeyRing(*settings.encryption_keys)
+    secrets = SecretStore(pool, key_ring)
     house = House(
         settings=settings,
         pool=pool,
@@ -115,7 +126,8 @@ async def _living(app: Litestar, *, settings: Settings, dsn: str) -> AsyncIterat
         models=Models(settings.llm_timeout_seconds, settings.llm_transport),
         limits=Limits(settings.redis_url, workers=settings.workers),
         key_ring=key_ring,
-        secrets=SecretStore(pool, key_ring),
+        secrets=secrets,
+        targets=Targets(ledger, secrets),
         background=Background(),
     )
     app.state.house = house

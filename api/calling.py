@@ -9,11 +9,11 @@ import asyncio
 import contextlib
 import hashlib
 import time
-from collections.abc import AsyncIterator, Callable
-from dataclasses import dataclass, field
+from collections.abc import AsyncIterator, Callable, Sequence
+from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from typing import Annotated, Any, Literal
-from uuid import UUID, uuid4
+from uuid import uuid4
 
 import msgspec
 import structlog
@@ -26,12 +26,12 @@ from api.house import House
 from api.problems import PROBLEMS, Invalid, Trouble
 from api.throttle import Admission
 from domain import catalog as names
-from domain.charging import StartCall, start_call
+from domain.charging import CompleteJob, FailJob, StartCall, complete_job, fail_job, start_call
 from domain.errors import Forbidden, NotFound
 from domain.event import Command, Event, JsonObject
-from domain.job import Attempt, CallError, CallStarted, FailCall, FinishCall, Job, fail_call, finish_call
+from domain.job import Attempt, CallError, CallStarted, FailCall, FinishCall, Job, fail_call, finish_call, require_job
 from domain.streams import CREDIT, JOB, ORGANIZATION, TEAM, THE_CATALOG
-from infra.ledger import ClaimLost, Unavailable
+from infra.ledger import ClaimLost, Outcome, Unavailable
 from infra.llm import ChatRequest, Chunk, Completion, ProviderFailure, Target, Usage
 
 log = structlog.get_logger()
@@ -131,6 +131,7 @@ class Call:
     request: ChatRequest
     admission: Admission
     began: float = field(default_factory=time.perf_counter)
+    ends_job: bool = False  # one job, one call: the job ends with it, whether or not anybody still listens
     attempts: list[Attempt] = field(default_factory=list)
     not_configured: bool = False
 
@@ -218,6 +219,8 @@ class Finished:
     finish_reason: str
     usage: Usage
     latency_ms: int
+    job: Job | None = None
+    """As it ended, if it ended with the call."""
 
 
 async def complete(call: Call, answer: Callable[[Finished], Any]) -> Finished:
@@ -268,8 +271,8 @@ async def _finish(call: Call, index: int, completion: Completion, answer: Callab
         response_sha256=hashlib.sha256(text).hexdigest(),
         response_bytes=len(text),
     )
-    await _settle(call, finish_call, command, tokens=usage.total_tokens, kept=lambda: encode(answer(finished)))
-    return finished
+    kept = _Kept(lambda job: encode(answer(replace(finished, job=job))))
+    return replace(finished, job=await _settle(call, finish_call, command, tokens=usage.total_tokens, kept=kept))
 
 
 def _note(call: Call, index: int, failure: ProviderFailure) -> None:
@@ -318,51 +321,88 @@ async def _fail(call: Call, *, target: int | None = None, answered: str = "") ->
         completion_tokens=completion_tokens,
         attempts=tuple(call.attempts),
     )
-    await _settle(call, fail_call, command, tokens=0)
-    if last.outcome == "rejected":
-        return Trouble("request_rejected")
-    return Trouble("provider_not_configured" if call.not_configured else "provider_error")
+    code = "provider_not_configured" if call.not_configured else "provider_error"
+    code = "request_rejected" if last.outcome == "rejected" else code
+    await _settle(call, fail_call, command, tokens=0, failed_with=code)
+    return Trouble(code)
+
+
+@dataclass(frozen=True, slots=True)
+class _Kept:
+    """Makes the answer that a repeat of the request gets, given the job if it ended with the call."""
+
+    body: Callable[[Job | None], bytes]
 
 
 async def _settle(
     call: Call,
-    decide: Callable[..., list[Event]],
+    decide: Callable[..., Sequence[Event]],
     command: Command,
     *,
     tokens: int,
-    kept: Callable[[], bytes] | None = None,
-) -> None:
-    """Records what happened. A fact waits for a database that is away; it is never dropped because of it.
+    kept: _Kept | None = None,
+    failed_with: str | None = None,
+) -> Job | None:
+    """Records how a call ended, and ends its job if that was to end with it.
 
     Args:
         tokens: what the call really used.
-        kept: makes the answer for a repeat of the request; without one, its idempotency key is given back.
+        kept: without it, the idempotency key of the request is given back.
+        failed_with: the code to end the job with, if it ends with the call and the call failed.
     """
-    claim = call.caller.claim if kept is not None else None
-    receipt = claim.receipt(lambda _: kept() if kept else b"", status=200, is_secret=True) if claim else None
     await call.admission.settle(tokens)
+    if not call.ends_job:
+        await _record(call, decide, command, JOB.stream(call.started.job_id), kept=kept)
+        return None
+    await _record(call, decide, command, JOB.stream(call.started.job_id), kept=None)
+    return await end_job(call.caller, call.started.job_id, call.started.team_id, failed_with, kept)
+
+
+async def end_job(
+    caller: Caller, job_id: str, team_id: str, failed_with: str | None, kept: _Kept | None = None
+) -> Job | None:
+    """Completes a job that was made for one call, or fails it with the code of what went wrong."""
+    job, account, team = JOB.stream(job_id), CREDIT.stream(team_id), TEAM.stream(team_id)
+    end: dict[str, Any] = {**caller.signature(), "charge_id": str(uuid4()), "metadata": {}}
+    if failed_with is not None:
+        outcome = await _record(caller, fail_job, FailJob(**end, error_message=failed_with), job, account, kept=None)
+    else:
+        outcome = await _record(caller, complete_job, CompleteJob(**end), job, account, team, kept=kept)
+    return None if outcome is None else require_job(outcome.states[0])
+
+
+async def _record(
+    by: Call | Caller, decide: Callable[..., Any], command: Command, *streams: str, kept: _Kept | None
+) -> Outcome | None:
+    """Records a fact: it waits for a database that is away, and is never dropped because of it."""
+    caller = by.caller if isinstance(by, Call) else by
+    claim = caller.claim if kept is not None else None
+    receipt = None
+    if claim is not None and kept is not None:
+        body = kept.body
+        receipt = claim.receipt(lambda outcome: body(_job_in(outcome)), status=200, is_secret=True)
     for _ in range(SETTLE_RETRIES):
         try:
-            await call.house.ledger.carry_out(decide, command, JOB.stream(call.started.job_id), receipt=receipt)
+            outcome = await caller.house.ledger.carry_out(decide, command, *streams, receipt=receipt)
         except ClaimLost:
             receipt = None
         except Unavailable:
-            log.warning("call.settle_delayed", call_id=call.call_id)
+            log.warning("fact.delayed", command=type(command).__name__)
             await asyncio.sleep(SETTLE_RETRY_SECONDS)
         else:
             if claim is not None:
                 claim.is_settled = True
-            return
-    log.error("call.unsettled", call_id=call.call_id)
+            return outcome
+    log.error("fact.unrecorded", command=type(command).__name__)
+    return None
+
+
+def _job_in(outcome: Outcome) -> Job:
+    return require_job(outcome.states[0])
 
 
 async def _reach(call: Call, index: int) -> Target:
-    """Where a target is and with which key: the alias's own, else the environment's."""
-    target = call.target(index)
-    api_key = None
-    if target.secret_id is not None:
-        api_key = (await call.house.secrets.get(UUID(target.secret_id))).decode()
-    return Target(target.provider, target.model, target.api_base, api_key)
+    return await call.house.targets.reach(call.target(index), call.started.organization_id)
 
 
 def _plain_target(target: names.Target) -> Target:
@@ -463,8 +503,8 @@ class Relay:
         """Asks the targets until one answers to its end. Once text has reached the client there is no other."""
         for index in range(len(self.call.started.targets)):
             self._target = index
-            chunks = self.call.house.models.stream(await _reach(self.call, index), self.call.request)
             try:
+                chunks = self.call.house.models.stream(await _reach(self.call, index), self.call.request)
                 async with contextlib.aclosing(chunks):
                     async for chunk in chunks:
                         await self._pass_on(chunk)
@@ -509,9 +549,8 @@ class Relay:
             response_bytes=len(text.encode()),
         )
         ended = Ended(finish_reason, usage)
-        await _settle(
-            call, finish_call, command, tokens=usage.total_tokens, kept=lambda: self._replayed(self._whole(), ended)
-        )
+        kept = _Kept(lambda _: self._replayed(self._whole(), ended))
+        await _settle(call, finish_call, command, tokens=usage.total_tokens, kept=kept)
         return ended
 
     def _whole(self) -> Piece:

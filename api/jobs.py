@@ -2,20 +2,22 @@
 
 import asyncio
 from collections.abc import Mapping
+from dataclasses import dataclass
 from decimal import Decimal
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 from uuid import UUID, uuid4
 
 import msgspec
-from litestar import Controller, Response, get, post
-from litestar.di import NamedDependency
-from litestar.params import FromPath, JSONBody
+from litestar import Controller, Response, get, patch, post
+from litestar.di import NamedDependency, Provide
+from litestar.params import FromPath, FromQuery, JSONBody
 from msgspec import UNSET, UnsetType
 
 from api.answers import number, reply, ts, usd8
-from api.bodies import ID, Name100, Text1000
+from api.bodies import ID, Name100, Text500, Text1000
 from api.caller import Caller, team_or_admin
 from api.house import House
+from api.listing import DEPENDENCIES, Page, Within, chosen, descends, parameters, wrapped
 from api.problems import Trouble
 from api.shapes import (
     CallAnswer,
@@ -29,13 +31,13 @@ from api.shapes import (
     job_costs,
     job_fields,
 )
-from domain.charging import CompleteJob, FailJob, complete_job, fail_job
+from domain.charging import CancelJob, CompleteJob, FailJob, cancel_job, complete_job, fail_job
 from domain.errors import CallsInProgress, Forbidden, NotFound, OutOfBounds
 from domain.event import Json, JsonObject
-from domain.job import CreateJob, Job, create_job, require_job
+from domain.job import CreateJob, Job, MergeMetadata, Status, create_job, merge_metadata, require_job
 from domain.streams import CREDIT, JOB, TEAM
 from infra.ledger import Outcome
-from projections import balances, calls, jobs
+from projections import balances, calls, jobs, teams
 from projections.calls import CallRecord
 from projections.jobs import JobRecord
 
@@ -56,6 +58,31 @@ class CompleteJobBody(msgspec.Struct):
     metadata: JsonObject | None = None
     error_message: Text1000 | None = None
     result: Any = None
+
+
+class CancelJobBody(msgspec.Struct):
+    reason: Text500 | None = None
+
+
+class MetadataBody(msgspec.Struct):
+    metadata: JsonObject
+
+
+class JobPage(msgspec.Struct):
+    total: int
+    limit: int
+    offset: int
+    jobs: list[JobAnswer]
+
+
+class TeamJobPage(JobPage):
+    team_id: str
+
+
+class MetadataAnswer(msgspec.Struct):
+    job_id: Uuid
+    metadata: Mapping[str, Json]
+    updated_at: Timestamp
 
 
 class JobDetails(JobAnswer, kw_only=True):
@@ -110,6 +137,36 @@ class JobCosts(msgspec.Struct, kw_only=True):
     costs: CostBreakdown
 
 
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """Which jobs a list shall have, and in which order."""
+
+    status: str | None
+    job_type: str | None
+    user_id: str | None
+    sort_by: str
+    descending: bool
+
+
+def wanted_of(
+    status: FromQuery[str | None] = None,
+    job_type: FromQuery[str | None] = None,
+    user_id: FromQuery[str | None] = None,
+    sort_by: FromQuery[str | None] = None,
+    order: FromQuery[str | None] = None,
+) -> Wanted:
+    return Wanted(
+        status=chosen("status", status, get_args(Status)),
+        job_type=job_type,
+        user_id=user_id,
+        sort_by=chosen("sort_by", sort_by, jobs.SORTS) or "created_at",
+        descending=descends(order),
+    )
+
+
+LISTING = {**DEPENDENCIES, "wanted": Provide(wanted_of, sync_to_thread=False)}
+
+
 class JobsController(Controller):
     path = "/api/jobs"
     tags = ["Jobs"]
@@ -133,6 +190,23 @@ class JobsController(Controller):
         return await caller.carry_out(
             create_job, command, job, TEAM.stream(team_id), new=job, answer=lambda done: _created(done.states[0])
         )
+
+    @get("", dependencies=LISTING)
+    async def list_jobs(
+        self,
+        caller: NamedDependency[Caller],
+        house: NamedDependency[House],
+        page: NamedDependency[Page],
+        within: NamedDependency[Within],
+        wanted: NamedDependency[Wanted],
+        team_id: FromQuery[str | None] = None,
+        organization_id: FromQuery[str | None] = None,
+    ) -> Response[JobPage]:
+        """Jobs, newest first: a team's own, or everybody's for an administrator."""
+        if caller.team_id is not None:
+            team_id, organization_id = caller.team_for(team_id), None
+        found, total = await _page(house, page, within, wanted, team_id=team_id, organization_id=organization_id)
+        return wrapped(JobPage(total, page.limit, page.offset, [job_answer(job) for job in found]), total)
 
     @get("/{job_id:str}")
     async def details(
@@ -176,6 +250,29 @@ class JobsController(Controller):
                 await asyncio.sleep(0.1)
         return await caller.carry_out(complete_job, completed, job, account, team, answer=ended)
 
+    @post("/{job_id:str}/cancel", status_code=200)
+    async def cancel(
+        self,
+        caller: NamedDependency[Caller],
+        job_id: FromPath[str],
+        data: JSONBody[CancelJobBody | None] = None,
+    ) -> Response[JobEnded]:
+        """End a job that nobody wants any more. It is not charged; calls still running are recorded when they end."""
+        job, account, _ = await streams_of(caller, uuid_of(job_id, "job"))
+        command = CancelJob(
+            **caller.signature(), charge_id=str(uuid4()), reason=data.reason if data is not None else None
+        )
+        return await caller.carry_out(cancel_job, command, job, account, answer=_ended_for(caller))
+
+    @patch("/{job_id:str}/metadata")
+    async def change_metadata(
+        self, caller: NamedDependency[Caller], job_id: FromPath[str], data: JSONBody[MetadataBody]
+    ) -> Response[MetadataAnswer]:
+        """Merge into a job's metadata, also of an ended one: keys not named survive, null is stored as null."""
+        job, *_ = await streams_of(caller, uuid_of(job_id, "job"))
+        command = MergeMetadata(**caller.signature(), metadata=data.metadata)
+        return await caller.carry_out(merge_metadata, command, job, answer=lambda done: _metadata(done.states[0]))
+
     @get("/{job_id:str}/costs")
     async def costs(
         self, caller: NamedDependency[Caller], house: NamedDependency[House], job_id: FromPath[str]
@@ -195,6 +292,29 @@ class JobsController(Controller):
         return reply(
             JobCosts(job_id=job.job_id, team_id=job.team_id, job_type=job.job_type, status=job.status, costs=breakdown)
         )
+
+
+class TeamJobsController(Controller):
+    path = "/api/teams/{team_id:str}/jobs"
+    tags = ["Jobs"]
+    guards = [team_or_admin]
+
+    @get("", dependencies=LISTING)
+    async def list_jobs(
+        self,
+        caller: NamedDependency[Caller],
+        house: NamedDependency[House],
+        page: NamedDependency[Page],
+        within: NamedDependency[Within],
+        wanted: NamedDependency[Wanted],
+        team_id: FromPath[str],
+    ) -> Response[TeamJobPage]:
+        """The jobs of one team, newest first."""
+        team_id = caller.team_for(team_id)
+        await require_known_team(house, team_id)
+        found, total = await _page(house, page, within, wanted, team_id=team_id)
+        answers = [job_answer(job) for job in found]
+        return wrapped(TeamJobPage(total, page.limit, page.offset, answers, team_id), total)
 
 
 # -- what the methods have in common -----------------------------------------------------------------------------------
@@ -223,6 +343,23 @@ async def streams_of(caller: Caller, job_id: str) -> tuple[str, str, str]:
     return job, CREDIT.stream(state.team_id), TEAM.stream(state.team_id)
 
 
+async def require_known_team(house: House, team_id: str) -> None:
+    """Raises unless there is such a team, or was one."""
+    async with house.pool.connection() as connection:
+        if await teams.one(connection, team_id) is None:
+            raise NotFound("team")
+
+
+async def _page(
+    house: House, page: Page, within: Within, wanted: Wanted, **owner: str | None
+) -> tuple[list[JobRecord], int]:
+    conditions = parameters(
+        page, within, status=wanted.status, job_type=wanted.job_type, user_id=wanted.user_id, **owner
+    )
+    async with house.pool.connection() as connection:
+        return await jobs.page(connection, conditions, sort_by=wanted.sort_by, descending=wanted.descending)
+
+
 async def _own_job(caller: Caller, job: JobRecord | None) -> JobRecord:
     if job is None:
         raise NotFound("job")
@@ -235,6 +372,10 @@ def _small_enough(result: Json) -> Json:
     if result is not None and len(msgspec.json.encode(result)) > MAX_RESULT_BYTES:
         raise OutOfBounds("result", f"result is larger than {MAX_RESULT_BYTES} bytes")
     return result
+
+
+def _metadata(job: Job) -> MetadataAnswer:
+    return MetadataAnswer(job.job_id, job.metadata, ts(job.active_at))
 
 
 def _created(job: Job) -> JobAnswer:

@@ -3,9 +3,9 @@
 from collections.abc import Iterable, Mapping
 from datetime import datetime
 from decimal import Decimal
+from typing import Any
 
 import msgspec
-from psycopg.rows import class_row
 
 from domain.event import Json
 from domain.job import (
@@ -25,6 +25,7 @@ from domain.job import (
 from domain.pricing import ZERO, add
 from infra.journal import Connection
 from projections.projection import Batch, Projection, Statement
+from projections.reading import count, fetch_all, fetch_one
 
 DDL = """
 create table jobs (
@@ -59,6 +60,8 @@ create index jobs_by_team on jobs (team_id, created_at desc, job_id);
 create index jobs_by_organization on jobs (organization_id, created_at desc, job_id);
 create index jobs_by_time on jobs (created_at desc, job_id);
 create index jobs_open on jobs (active_at) where status in ('pending', 'in_progress');
+create index jobs_open_by_team on jobs (team_id, created_at) where status in ('pending', 'in_progress');
+create index jobs_by_user on jobs (user_id, created_at desc, job_id) where user_id is not null;
 """
 
 _INSERT = """
@@ -109,6 +112,11 @@ select job_id::text, team_id, organization_id, user_id, external_task_id, job_ty
        running_calls, successful_calls, failed_calls, rejected_calls, total_tokens, latency_ms, latencies,
        provider_cost_usd, client_cost_usd
 from jobs
+"""
+
+
+_OPEN_OF_TEAM = """
+select job_id from jobs where team_id = %s and status in ('pending', 'in_progress') order by created_at limit %s
 """
 
 
@@ -307,10 +315,50 @@ def _end(event: JobEnd) -> tuple[str, str | None]:
             return "completed", None
 
 
+SORTS = ("created_at", "completed_at", "started_at", "status", "job_type")
+
+_COUNT = "select count(*) from jobs"
+
+# Only the conditions that are asked for stand in a select: PostgreSQL then plans it for just these.
+_CONDITIONS = {
+    "team_id": "team_id = %(team_id)s",
+    "organization_id": "organization_id = %(organization_id)s",
+    "user_id": "user_id = %(user_id)s",
+    "status": "status = %(status)s",
+    "job_type": "job_type = %(job_type)s",
+    "part_of_id": "job_id::text like %(part_of_id)s",
+    "start": "created_at >= %(start)s",
+    "end": "created_at < %(end)s",
+}
+
+
 async def one(connection: Connection, job_id: str) -> JobRecord | None:
-    async with connection.cursor(row_factory=class_row(JobRecord)) as cursor:
-        await cursor.execute(SELECT.encode() + b"where job_id = %s", (job_id,))
-        return await cursor.fetchone()
+    return await fetch_one(connection, JobRecord, SELECT + "where job_id = %(job_id)s", {"job_id": job_id})
+
+
+async def page(
+    connection: Connection, wanted: Mapping[str, Any], *, sort_by: str = "created_at", descending: bool = True
+) -> tuple[list[JobRecord], int]:
+    """A page of jobs and how many there are in all.
+
+    Args:
+        wanted: limit, offset, and any of the conditions above; one that is None does not count.
+        sort_by: one of SORTS; ties are broken by the id.
+    """
+    conditions = [condition for name, condition in _CONDITIONS.items() if wanted.get(name) is not None]
+    where = f" where {' and '.join(conditions)}" if conditions else ""
+    direction = "desc nulls last" if descending else "asc nulls last"
+    assert sort_by in SORTS
+    order = f" order by {sort_by} {direction}, job_id {direction} limit %(limit)s offset %(offset)s"
+    found = await fetch_all(connection, JobRecord, SELECT + where + order, wanted)
+    total = await count(connection, _COUNT + where, wanted)
+    return found, total
+
+
+async def open_of_team(connection: Connection, team_id: str, limit: int = 1000) -> list[str]:
+    """Ids of the team's jobs that have not ended."""
+    cursor = await connection.execute(_OPEN_OF_TEAM, (team_id, limit))
+    return [str(row[0]) for row in await cursor.fetchall()]
 
 
 JOBS = Projection(name="jobs", version=1, tables=("jobs",), ddl=DDL, project=project)

@@ -1,0 +1,127 @@
+"""Job and call in one request: opened, answered, completed and charged, or failed and free."""
+
+from collections.abc import AsyncIterator, Mapping
+from typing import Any
+from uuid import uuid4
+
+import msgspec
+from litestar import Controller, Response, post
+from litestar.di import NamedDependency
+from litestar.params import JSONBody
+from litestar.response import Stream
+
+from api import calling
+from api.answers import reply
+from api.bodies import ID, Name100
+from api.caller import Caller, team_or_admin
+from api.calling import Call, CallBody, Finished
+from api.jobs import job_ended
+from api.llm_calls import Choice, PlainAnswer, UsageAnswer, call_answer, event_stream, events, relay
+from api.problems import Trouble
+from api.shapes import Costs, Timestamp, Uuid
+from api.throttle import limited
+from domain.errors import Refusal
+from domain.event import Json, JsonObject
+from domain.job import CreateJob, create_job
+from domain.streams import JOB, TEAM
+
+
+class CreateAndCallBody(CallBody, kw_only=True):
+    team_id: ID
+    job_type: Name100
+    user_id: ID | None = None
+    external_task_id: ID | None = None
+    job_metadata: JsonObject | None = None
+    metadata: JsonObject | None = None
+
+
+class CreateAndCallAnswer(msgspec.Struct, kw_only=True):
+    job_id: Uuid
+    team_id: str
+    call_id: Uuid
+    status: str
+    completed_at: Timestamp
+    response: PlainAnswer
+    metadata: Mapping[str, Json]
+    costs: Costs
+    credits_remaining: int
+    id: str
+    object: str = "chat.completion"
+    created: int
+    model: str
+    choices: list[Choice]
+    usage: UsageAnswer
+
+
+class CreateAndCallController(Controller):
+    path = "/api/jobs"
+    tags = ["LLM Calls"]
+    guards = [team_or_admin, limited]
+
+    @post("/create-and-call", status_code=200)
+    async def call(
+        self, caller: NamedDependency[Caller], data: JSONBody[CreateAndCallBody]
+    ) -> Response[CreateAndCallAnswer]:
+        """Open a job, call a model once, complete and charge the job."""
+        call = await _started(caller, data, streaming=False)
+        try:
+            finished = await calling.complete(call, _answer)
+        except Trouble as trouble:
+            raise _about_job(trouble.code, trouble.facts, call.started.job_id) from None
+        return reply(_answer(finished), headers=call.headers)
+
+    @post("/create-and-call-stream", status_code=200, media_type="text/event-stream")
+    async def stream(self, caller: NamedDependency[Caller], data: JSONBody[CreateAndCallBody]) -> Stream:
+        """The same, with the answer passed on as it is written."""
+        call = await _started(caller, data, streaming=True)
+        body: AsyncIterator[bytes] = events(call, relay(call))
+        return event_stream(call, body)
+
+
+async def _started(caller: Caller, data: CreateAndCallBody, *, streaming: bool) -> Call:
+    """A job of its own for the call, and the call on record; if that is refused, the job is failed with the reason."""
+    asked = calling.question(data)
+    job_id, team_id = str(uuid4()), caller.team_for(data.team_id)
+    command = CreateJob(
+        **caller.signature(),
+        job_id=job_id,
+        team_id=team_id,
+        job_type=data.job_type,
+        user_id=data.user_id,
+        external_task_id=data.external_task_id,
+        metadata=data.job_metadata or data.metadata or {},
+    )
+    await caller.decide(create_job, command, JOB.stream(job_id), TEAM.stream(team_id), new=JOB.stream(job_id))
+    try:
+        call = await calling.start(caller, job_id, asked, streaming=streaming)
+    except Refusal as refusal:
+        await calling.end_job(caller, job_id, team_id, refusal.code)
+        raise _about_job(refusal.code, refusal.facts, job_id) from None
+    call.ends_job = True
+    return call
+
+
+def _about_job(code: str, facts: Mapping[str, Any], job_id: str) -> Trouble:
+    return Trouble(code, **facts, job_id=job_id)
+
+
+def _answer(finished: Finished) -> CreateAndCallAnswer:
+    assert finished.job is not None
+    job = job_ended(finished.job, for_admin=finished.call.caller.is_admin)
+    call = call_answer(finished)
+    return CreateAndCallAnswer(
+        job_id=job.job_id,
+        team_id=job.team_id,
+        call_id=call.call_id,
+        status=job.status,
+        completed_at=job.completed_at,
+        response=call.response,
+        metadata=job.metadata,
+        costs=job.costs,
+        credits_remaining=job.credits_remaining,
+        id=call.id,
+        created=call.created,
+        model=call.model,
+        choices=call.choices,
+        usage=call.usage,
+    )
