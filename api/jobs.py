@@ -17,7 +17,7 @@ from api.answers import number, reply, ts, usd8
 from api.bodies import ID, Name100, Text500, Text1000
 from api.caller import Caller, team_or_admin
 from api.house import House
-from api.listing import DEPENDENCIES, Page, Within, chosen, descends, parameters, wrapped
+from api.listing import Page, Within, chosen, descends, parameters, wrapped
 from api.problems import Trouble
 from api.shapes import (
     CallAnswer,
@@ -164,7 +164,7 @@ def wanted_of(
     )
 
 
-LISTING = {**DEPENDENCIES, "wanted": Provide(wanted_of, sync_to_thread=False)}
+WANTED = {"wanted": Provide(wanted_of, sync_to_thread=False)}
 
 
 class JobsController(Controller):
@@ -191,7 +191,7 @@ class JobsController(Controller):
             create_job, command, job, TEAM.stream(team_id), new=job, answer=lambda done: _created(done.states[0])
         )
 
-    @get("", dependencies=LISTING)
+    @get("", dependencies=WANTED)
     async def list_jobs(
         self,
         caller: NamedDependency[Caller],
@@ -299,7 +299,7 @@ class TeamJobsController(Controller):
     tags = ["Jobs"]
     guards = [team_or_admin]
 
-    @get("", dependencies=LISTING)
+    @get("", dependencies=WANTED)
     async def list_jobs(
         self,
         caller: NamedDependency[Caller],
