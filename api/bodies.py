@@ -5,6 +5,7 @@ through this one DTO, set once for the whole application.
 """
 
 import re
+from decimal import Decimal
 from functools import lru_cache
 from typing import Annotated, Any
 
@@ -29,6 +30,9 @@ Text500 = Annotated[str, Meta(max_length=500)]
 Text1000 = Annotated[str, Meta(max_length=1000)]
 Credits = Annotated[int, Meta(ge=0, le=1_000_000_000_000)]
 PositiveCredits = Annotated[int, Meta(ge=1, le=1_000_000_000_000)]
+
+MAX_AMOUNT = Decimal(1_000_000_000_000)
+MAX_DIGITS = 30
 
 # What JSON can spell and PostgreSQL or UTF-8 cannot hold: an escaped NUL, half of a surrogate pair.
 _ESCAPE = re.compile(
@@ -80,7 +84,7 @@ def decode_body(body: bytes, kind: Any) -> Any:
     try:
         return _decoder(kind).decode(body)
     except msgspec.ValidationError:
-        # Once more, slowly: 100.0 is a whole number too, and null means absent.
+        # Once more, slowly: 100.0 is a whole number too, and null means absent where it means nothing else.
         return convert(parse(body), kind)
     except (msgspec.DecodeError, UnicodeDecodeError):
         raise Trouble("malformed_json") from None
@@ -96,10 +100,29 @@ def parse(body: bytes) -> Any:
 
 def convert(value: Any, kind: Any) -> Any:
     """Parsed JSON as what it has to be."""
+    whole = _whole(value)
     try:
-        return msgspec.convert(_relaxed(value), kind, strict=True)
+        return msgspec.convert(whole, kind, strict=True)
+    except msgspec.ValidationError:
+        pass
+    try:
+        return msgspec.convert(_without_nulls(whole), kind, strict=True)
     except msgspec.ValidationError as error:
         raise _complaint(str(error)) from None
+
+
+def exact(field: str, value: Decimal, *, above_zero: bool = False) -> Decimal:
+    """A price, rate or percentage of a body, if it is one that a ledger can live with.
+
+    Raises:
+        Invalid: negative, no number at all, or longer than anybody can mean.
+    """
+    digits = value.as_tuple().digits
+    is_sane = value.is_finite() and len(digits) <= MAX_DIGITS and abs(value.adjusted()) <= MAX_DIGITS
+    if not is_sane or value < 0 or value > MAX_AMOUNT or (above_zero and not value):
+        least = "more than 0" if above_zero else "at least 0"
+        raise Invalid(["body", field], f"expected {least} and at most {MAX_AMOUNT}", "value_error.range")
+    return value
 
 
 def printable(body: bytes) -> bytes:
@@ -114,21 +137,36 @@ def _replace(match: re.Match[bytes]) -> bytes:
     return rb"\ufffd" if code == b"0000" or b"d800" <= code.lower() <= b"dfff" else match[0]
 
 
-def _relaxed(value: Any) -> Any:
-    """Fields that are null are absent, and 100.0 is 100; objects inside, such as metadata, are left as they came."""
+def _whole(value: Any) -> Any:
+    """100.0 as 100; objects inside, such as metadata, are left as they came."""
     match value:
         case dict():
-            return {key: _relaxed_field(each) for key, each in value.items() if each is not None}
+            return {key: _whole_field(each) for key, each in value.items()}
         case list():
-            return [_relaxed(each) if isinstance(each, dict) else each for each in value]
+            return [_whole(each) if isinstance(each, dict) else each for each in value]
         case _:
             return value
 
 
-def _relaxed_field(value: Any) -> Any:
+def _whole_field(value: Any) -> Any:
     if isinstance(value, float) and value.is_integer():
         return int(value)
-    return _relaxed(value) if isinstance(value, list) else value
+    return _whole(value) if isinstance(value, list) else value
+
+
+def _without_nulls(value: Any) -> Any:
+    """Fields that are null are absent, at the same depth."""
+    match value:
+        case dict():
+            return {
+                key: _without_nulls(each) if isinstance(each, list) else each
+                for key, each in value.items()
+                if each is not None
+            }
+        case list():
+            return [_without_nulls(each) if isinstance(each, dict) else each for each in value]
+        case _:
+            return value
 
 
 def _complaint(message: str) -> Invalid:

@@ -154,15 +154,16 @@ def _claim_lost(_: Request[Any, Any, Any], __: ClaimLost) -> Response[Any]:
 
 def _parameters(_: Request[Any, Any, Any], error: ValidationException) -> Response[Any]:
     """Litestar's own finding about a query or path parameter, in the contract's shape."""
-    found = error.extra if isinstance(error.extra, list) else []
+    found = [item for item in error.extra if isinstance(item, dict)] if isinstance(error.extra, list) else []
     items = [
-        {
+        {"loc": ["body"], "msg": "field required", "type": "value_error.missing"}  # there was none at all
+        if item.get("source") == "body"
+        else {
             "loc": [ParamType(item.get("source", "query")).value, str(item.get("key", ""))],
             "msg": str(item.get("message", "invalid")),
             "type": kind_of(str(item.get("message", ""))),
         }
         for item in found
-        if isinstance(item, dict)
     ]
     return invalid(items or [{"loc": ["query"], "msg": "invalid value", "type": "value_error.format"}])
 
