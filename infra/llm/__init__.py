@@ -59,6 +59,7 @@ __all__ = [
     "api_key_from_environment",
     "canonical",
     "known_provider",
+    "provider_and_model",
     "without_secrets",
 ]
 
@@ -133,6 +134,18 @@ class Models:
     async def count_text(self, target: Target, text: str) -> int:
         """How many tokens the model sees in a text, counted or estimated here (counting.py)."""
         return await counting.count_text(_spelled(target), text)
+
+
+def provider_and_model(name: str) -> tuple[str, str] | None:
+    """The two parts of a provider model string, such as `groq/llama3`; None if it names no known provider.
+
+    Without a provider it is a name that the price list knows exactly, such as `gpt-4o`.
+    """
+    provider, _, model = name.partition("/")
+    if model and known_provider(provider):
+        return canonical(provider), model
+    owner = prices.provider_of(name)
+    return (owner, name) if owner is not None and known_provider(owner) else None
 
 
 def _spelled(target: Target) -> Target:

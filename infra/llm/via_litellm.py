@@ -12,6 +12,7 @@ import asyncio
 import contextlib
 import copy
 import importlib
+import logging
 import os
 import re
 import sys
@@ -207,6 +208,10 @@ def _load() -> Any:
         litellm.disable_token_counter = True  # it counts for cost estimates of its own, on the event loop
         for callbacks in ("callbacks", "input_callback", "success_callback", "failure_callback", "service_callback"):
             setattr(litellm, callbacks, [])
+        for name in ("LiteLLM", "LiteLLM Proxy", "LiteLLM Router"):
+            # It writes to standard error by itself, for some providers a warning a call. Errors go where ours go.
+            logging.getLogger(name).handlers.clear()
+            logging.getLogger(name).setLevel(logging.ERROR)
         # Half of it is imported at the first call: here, and not on the event loop.
         litellm.completion(model="openai/echo", messages=[{"role": "user", "content": "hi"}], mock_response="hi")
         return litellm

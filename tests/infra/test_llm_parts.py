@@ -22,6 +22,7 @@ from infra.llm import (
     counting,
     known_provider,
     prices,
+    provider_and_model,
 )
 from infra.llm.openai_wire import proxy_for
 from infra.llm.providers import DEMO, LEAN, NAMES
@@ -179,6 +180,24 @@ def test_demo_and_the_short_name_of_fireworks_are_known() -> None:
     assert [True, True, True, False, False] == [
         known_provider(name) for name in ("demo", "fireworks", "fireworks_ai", "openais", "")
     ]
+
+
+@pytest.mark.parametrize(
+    "name, parts",
+    [
+        ("openai/gpt-4o", ("openai", "gpt-4o")),
+        ("gpt-4o", ("openai", "gpt-4o")),
+        ("fireworks/accounts/fireworks/models/x", ("fireworks_ai", "accounts/fireworks/models/x")),
+        ("openrouter/openai/gpt-4o", ("openrouter", "openai/gpt-4o")),
+        ("demo/echo", ("demo", "echo")),
+        ("gpt-4o-or-so", None),
+        ("nobody/gpt-4o", None),
+        ("openai/", None),
+        ("", None),
+    ],
+)
+def test_a_model_string_names_its_provider(name: str, parts: tuple[str, str] | None) -> None:
+    assert parts == provider_and_model(name)
 
 
 @pytest.mark.parametrize(
