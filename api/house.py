@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from api.targets import Targets
 from infra.background import Background
 from infra.ledger import Ledger
 from infra.limits import Limits
@@ -23,4 +24,5 @@ class House:
     limits: Limits
     key_ring: KeyRing
     secrets: SecretStore
+    targets: Targets
     background: Background
