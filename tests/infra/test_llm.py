@@ -2,15 +2,22 @@
 
 import asyncio
 import copy
+import ipaddress
 import json
+import ssl
 import subprocess
 import sys
 import warnings
 from collections.abc import AsyncGenerator, Coroutine, Iterator
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import NameOID
 
 from infra.llm import ChatRequest, Chunk, Completion, Models, ProviderFailure, Target, Usage
 from infra.llm.providers import LEAN
@@ -108,7 +115,7 @@ def talk(provider: FakeProvider, request: pytest.FixtureRequest) -> Iterator[Tal
 @pytest.fixture
 def hurried(talk: Talk) -> Iterator[Talk]:
     """The same transport with little patience."""
-    hurried = Talk(talk.provider, talk.transport, timeout_s=0.3)
+    hurried = Talk(talk.provider, talk.transport, timeout_s=0.6)
     yield hurried
     hurried.close()
 
@@ -287,7 +294,8 @@ def test_a_provider_that_keeps_silent_is_given_up(hurried: Talk) -> None:
 
 def test_a_stream_that_falls_silent_is_given_up(hurried: Talk) -> None:
     before, failure = hurried.stream_failure("hang-after-2")
-    assert ("Hello ", "timeout") == (before, failure.outcome)
+    assert "Hello ".startswith(before)
+    assert ("timeout", None, True) == verdict(failure)
 
 
 def test_a_stream_that_never_ends_is_given_up(hurried: Talk) -> None:
@@ -424,6 +432,47 @@ def test_a_proxy_is_not_for_loopback(talk: Talk, monkeypatch: pytest.MonkeyPatch
     for name in ("NO_PROXY", "no_proxy"):
         monkeypatch.setenv(name, "localhost,127.0.0.1,::1" if talk.transport == "litellm" else "")
     assert HELLO == talk.ask("gpt-ok").content
+
+
+def test_an_unknown_certificate_is_refused(talk: Talk, tmp_path: Path) -> None:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(self_signed(tmp_path))
+
+    async def ask() -> None:
+        server = await asyncio.start_server(lambda _, writer: writer.close(), "127.0.0.1", 0, ssl=context)
+        port = server.sockets[0].getsockname()[1]
+        target = Target("openai", "gpt-ok", api_base=f"https://127.0.0.1:{port}/v1", api_key=KEY)
+        try:
+            await talk.models.complete(target, ChatRequest(HI))
+        finally:
+            server.close()
+            await server.wait_closed()
+
+    with pytest.raises(ProviderFailure) as caught:
+        talk.run(ask())
+    assert ("error", None, True) == verdict(caught.value)
+    if talk.transport == "auto":
+        assert "certificate verify failed" in caught.value.text
+
+
+def self_signed(folder: Path) -> Path:
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "127.0.0.1")])
+    now = datetime.now(UTC)
+    certificate = (
+        x509.CertificateBuilder(name, name, key.public_key(), x509.random_serial_number())
+        .not_valid_before(now - timedelta(days=1))
+        .not_valid_after(now + timedelta(days=1))
+        .add_extension(x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address("127.0.0.1"))]), critical=False)
+        .sign(key, hashes.SHA256())
+    )
+    plain = serialization.NoEncryption()
+    file = folder / "certificate.pem"
+    file.write_bytes(
+        key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, plain)
+        + certificate.public_bytes(serialization.Encoding.PEM)
+    )
+    return file
 
 
 # -- what only the lean transport bears ----------------------------------------------------------------------
