@@ -44,7 +44,7 @@ proofs: $(READY) ## run the slow proofs: kill loops, races, millions of events (
 	@$(BIN)/pytest -m proof --timeout 3600
 
 schema: $(READY) ## write infra/sql/schema.sql from the migrations
-	@$(BIN)/python -c 'from infra import postgres; postgres.write_schema()'
+	@$(BIN)/python -c 'from infra import log, postgres; log.configure("warning"); postgres.write_schema()'
 
 openapi: $(READY) ## write openapi.json from the routes
 	@$(BIN)/saas-litellm openapi > openapi.json.new && mv openapi.json.new openapi.json
