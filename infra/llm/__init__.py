@@ -69,7 +69,7 @@ class Models:
 
     Args:
         timeout_s: for one attempt, streams included, from the first byte sent to the last one received.
-        transport: `auto` speaks to OpenAI-compatible providers directly; `litellm` leaves all to LiteLLM.
+        transport: `auto` speaks to OpenAI-compatible providers directly; `litellm` leaves them to LiteLLM too.
         connections: of the lean transport, at most so many at once.
     """
 
@@ -116,11 +116,9 @@ class Models:
         return self._transport(target).stream(target, request)
 
     def _transport(self, target: Target) -> Transport:
-        if self._forced:
-            return self._litellm
         if target.provider == DEMO:
             return self._echo
-        return self._wire if _speaks_openai(target) else self._litellm
+        return self._wire if not self._forced and _speaks_openai(target) else self._litellm
 
     def price(self, target: Target) -> Price | None:
         """What exactly this model costs by LiteLLM's price list; None if it is not on it."""

@@ -1,9 +1,8 @@
 """demo/echo: says what it was told, so that a newcomer's first job runs without a key.
 
-It is LiteLLM's mock_response with LiteLLM's token counts, and with LLM_TRANSPORT=litellm it is made by LiteLLM
-itself. Otherwise it is made here, since importing LiteLLM would let the first call of a first look wait for 4
-seconds; a test holds both answers side by side. Where they differ, ours is meant: LiteLLM raises errors at texts
-like "litellm.RateLimitError", and takes an empty answer for none and calls the provider.
+It is LiteLLM's mock_response with LiteLLM's token counts, but made here: importing LiteLLM would let the first call
+of a first look wait for 4 seconds. A test holds both answers side by side. Where they differ, ours is meant: LiteLLM
+raises errors at texts like "litellm.RateLimitError", and at an empty one it calls OpenAI instead.
 """
 
 import asyncio

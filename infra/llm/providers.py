@@ -11,7 +11,7 @@ from typing import Any, Final
 
 import msgspec
 
-from infra.llm.shapes import Target, text_of, words
+from infra.llm.shapes import OPTIONS, Target, text_of, words
 
 # LiteLLM's own list (litellm.provider_list, and the providers it reads from a JSON file), so that a name can be
 # checked without importing it. A test compares.
@@ -66,7 +66,8 @@ class Dialect(msgspec.Struct, frozen=True, kw_only=True):
         """The request in this dialect."""
         if self.flat_text or self.drops_names:
             messages = [self._message(message) for message in messages]
-        chosen = {self.renames.get(name, name): value for name, value in options.items() if name not in self.drops}
+        taken = (OPTIONS & options.keys()) - self.drops
+        chosen = {self.renames.get(name, name): options[name] for name in taken}
         return {"model": self._model(target.model), "messages": messages} | chosen | self.extras
 
     def _model(self, name: str) -> str:

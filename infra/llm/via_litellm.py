@@ -1,4 +1,4 @@
-"""LiteLLM: every provider that does not speak OpenAI's API, and every one if LLM_TRANSPORT=litellm.
+"""LiteLLM: every provider that does not speak OpenAI's API, and all of them if LLM_TRANSPORT=litellm.
 
 Importing it takes 4 seconds and 150 MB, so it is imported at the first call that needs it, in a thread. It then runs
 with everything off that is not the call: its own retries (ours are the fallbacks of a model group), callbacks,
@@ -23,8 +23,7 @@ from typing import Any, Final
 
 import msgspec
 
-from infra.llm import counting, echo
-from infra.llm.providers import DEMO, LEAN, api_base_from_environment, api_key_from_environment
+from infra.llm.providers import LEAN, api_base_from_environment, api_key_from_environment
 from infra.llm.shapes import (
     OPTIONS,
     ChatRequest,
@@ -100,7 +99,7 @@ class ViaLiteLLM:
             tool_calls=_plain(choice.message.tool_calls),
             logprobs=_plain_one(getattr(choice, "logprobs", None)),
             finish_reason=finish_reason(choice.finish_reason) or "stop",
-            usage=await _mock_usage(target, request) if target.provider == DEMO else _reported(answer, details),
+            usage=_reported(answer, details),
             latency_ms=round((time.perf_counter() - started) * 1000),
         )
 
@@ -127,10 +126,8 @@ class ViaLiteLLM:
                 if chunk.finish_reason is not None:
                     _require_end(stream, target)
                 yield chunk
-            if target.provider == DEMO:
-                yield Chunk(usage=await _mock_usage(target, request))
             # Its last usage sums up what it was told, or is its own estimate if it was told nothing.
-            elif any(_usage(piece) is not None for piece in stream.chunks):
+            if any(_usage(piece) is not None for piece in stream.chunks):
                 yield Chunk(usage=summed)
         except ProviderFailure:
             raise
@@ -150,8 +147,6 @@ class ViaLiteLLM:
             "max_retries": 0,
             "_skip_mcp_handler": True,  # else tools make it import the package mcp, which nobody else needs
         }
-        if target.provider == DEMO:
-            return arguments | {"model": "openai/echo", "mock_response": echo.last_words(request.messages)}
         key = target.api_key or api_key_from_environment(target.provider)
         base = target.api_base or api_base_from_environment(target.provider)
         lean = LEAN.get(target.provider)
@@ -271,12 +266,6 @@ def _reported(answer: Any, details: list[dict[str, Any]]) -> Usage | None:
             if isinstance(raw, dict) and not any(value for name, value in raw.items() if name.startswith("usage")):
                 return None
     return usage
-
-
-async def _mock_usage(target: Target, request: ChatRequest) -> Usage:
-    """What a mock answer used: LiteLLM reports a constant for a whole one, and counts only streams."""
-    text = echo.last_words(request.messages)
-    return Usage(await counting.count_messages(target, request.messages), await counting.count_text(target, text))
 
 
 def _chunk(answer: Any) -> Chunk | None:
