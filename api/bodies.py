@@ -19,9 +19,10 @@ from msgspec import Meta
 
 from api.problems import Invalid, Trouble, kind_of
 
-# Ids and names travel in paths, headers and logs: no slash in ids, nothing unprintable in either.
-NO_CONTROL = r"^[^\x00-\x1f\x7f\ufffd]*$"
-ID = Annotated[str, Meta(min_length=1, max_length=255, pattern=r"^[^/\x00-\x1f\x7f\ufffd]*$")]
+# Ids and names travel in paths, headers and logs: no slash in ids, nothing unprintable in either. (To Python, `$` alone
+# is also true before a line feed at the end.)
+NO_CONTROL = r"^[^\x00-\x1f\x7f\ufffd]*$(?!\n)"
+ID = Annotated[str, Meta(min_length=1, max_length=255, pattern=r"^[^/\x00-\x1f\x7f\ufffd]*$(?!\n)")]
 Name200 = Annotated[str, Meta(min_length=1, max_length=200, pattern=NO_CONTROL)]
 Name100 = Annotated[str, Meta(min_length=1, max_length=100, pattern=NO_CONTROL)]
 Name255 = Annotated[str, Meta(min_length=1, max_length=255, pattern=NO_CONTROL)]

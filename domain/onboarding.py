@@ -2,22 +2,39 @@
 
 from domain import credit
 from domain.catalog import EMPTY, Catalog, GroupsUsed
-from domain.credit import Account, GrantCredits, grant_credits
-from domain.errors import AlreadyExists, NotFound, Protected
+from domain.credit import Account, GrantCredits, SetAllocation, grant_credits, set_allocation
+from domain.errors import AlreadyExists, NotFound, Protected, Refusal
 from domain.event import Command, Event, JsonObject
-from domain.organization import Organization, TeamJoined, TeamLeft, require_organization
+from domain.organization import (
+    CreateOrganization,
+    Organization,
+    OrganizationCreated,
+    TeamJoined,
+    TeamLeft,
+    create_organization,
+    require_organization,
+)
+from domain.organization import evolve as evolve_organization
 from domain.team import (
     Budget,
     BudgetSet,
+    ChangeBudget,
+    ChangeTeam,
     KeyOwner,
     LimitsSet,
     ModelAccessAssigned,
+    SetLimits,
+    SetTeamStatus,
     Team,
     TeamCreated,
     TeamDeleted,
     VirtualKeyRevoked,
+    change_budget,
+    change_team,
     key_events,
     require_team,
+    set_limits,
+    set_team_status,
 )
 
 # -- commands ------------------------------------------------------------------------------------------------
@@ -42,11 +59,29 @@ class CreateTeam(Command):
     transaction_id: str
 
 
+class CreateOrganizationWithTeam(Command):
+    """An organization and a first team in it; the organization comes to be even where the team cannot."""
+
+    organization: CreateOrganization
+    team: CreateTeam
+
+
 class AssignGroups(Command):
     """None leaves a kind of group alone. A name of the other kind is filed under its true kind."""
 
     model_groups: tuple[str, ...] | None = None
     access_groups: tuple[str, ...] | None = None
+
+
+class ReviseTeam(Command):
+    """Everything that can be changed about a team, at once or not at all."""
+
+    facts: ChangeTeam
+    budget: ChangeBudget
+    limits: SetLimits
+    groups: AssignGroups
+    status: SetTeamStatus | None = None
+    allocation: SetAllocation | None = None
 
 
 class DeleteTeam(Command):
@@ -130,6 +165,42 @@ def _opening(account: Account | None, command: CreateTeam) -> list[Event]:
         reason="opening credits",
     )
     return [*opened, *grant_credits(account, grant)]
+
+
+def create_organization_with_team(
+    organization: Organization | None,
+    team: Team | None,
+    account: Account | None,
+    owner: KeyOwner | None,
+    catalog: Catalog | None,
+    command: CreateOrganizationWithTeam,
+) -> tuple[list[Event], list[Event], list[Event], list[Event], list[Event]]:
+    """Raises AlreadyExists only for the organization: what refuses the team leaves just the organization."""
+    created = create_organization(organization, command.organization)
+    for event in created:
+        assert isinstance(event, OrganizationCreated)
+        organization = evolve_organization(organization, event)
+    try:
+        joining, opened, claimed, joined, used = create_team(team, account, owner, organization, catalog, command.team)
+    except Refusal:
+        return created, [], [], [], []
+    return [*created, *joined], joining, opened, claimed, used
+
+
+def revise_team(
+    team: Team | None, account: Account | None, catalog: Catalog | None, command: ReviseTeam
+) -> tuple[list[Event], list[Event], list[Event]]:
+    team = require_team(team)
+    assigned, used = assign_groups(team, catalog, command.groups)
+    revised = [
+        *change_team(team, command.facts),
+        *change_budget(team, command.budget),
+        *set_limits(team, command.limits),
+        *assigned,
+        *([] if command.status is None else set_team_status(team, command.status)),
+    ]
+    adjusted = [] if command.allocation is None else set_allocation(account, command.allocation)
+    return revised, adjusted, used
 
 
 def assign_groups(team: Team | None, catalog: Catalog | None, command: AssignGroups) -> tuple[list[Event], list[Event]]:
