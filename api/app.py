@@ -1,5 +1,6 @@
 """The one place where things are built and joined."""
 
+import asyncio
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
@@ -13,6 +14,7 @@ from litestar.types import ASGIApp, ControllerRouterHandler
 from api.bodies import StrictBody
 from api.caller import the_caller
 from api.create_and_call import CreateAndCallController
+from api.credits import CreditsController
 from api.edge import Edge
 from api.health import HealthController
 from api.house import House
@@ -25,6 +27,7 @@ from api.problems import HANDLERS
 from api.targets import Targets
 from infra import postgres
 from infra.background import Background
+from infra.embedded import EmbeddedServer
 from infra.ledger import Ledger
 from infra.limits import Limits
 from infra.llm import Models
@@ -37,10 +40,12 @@ from projections.jobs import JOBS
 from projections.keys import KEYS
 from projections.projection import Projection
 from projections.teams import TEAMS
+from projections.transactions import TRANSACTIONS
 
-PROJECTIONS: Sequence[Projection] = (JOBS, CALLS, BALANCES, TEAMS, KEYS)
+PROJECTIONS: Sequence[Projection] = (JOBS, CALLS, BALANCES, TEAMS, KEYS, TRANSACTIONS)
 CONTROLLERS: Sequence[ControllerRouterHandler] = (
     HealthController,
+    CreditsController,
     JobsController,
     TeamJobsController,
     CreateAndCallController,
@@ -61,16 +66,24 @@ EXPOSED_HEADERS = [
 ]
 
 
-def create_app(settings: Settings, dsn: str) -> ASGIApp:
+def create_app(settings: Settings, dsn: str, *, works: bool = True) -> ASGIApp:
     """The application of one process.
 
     Args:
         settings: what to run with.
         dsn: the PostgreSQL to work on, migrated.
+        works: whether it also does the background work, or leaves that to others.
     """
+
+    @asynccontextmanager
+    async def living(app: Litestar) -> AsyncIterator[None]:
+        async with open_house(settings, dsn, works=works) as house:
+            app.state.house = house
+            yield
+
     app = Litestar(
         route_handlers=list(CONTROLLERS),
-        lifespan=[partial(_living, settings=settings, dsn=dsn)],
+        lifespan=[living],
         dependencies={
             "house": Provide(_the_house, sync_to_thread=False),
             "caller": Provide(the_caller, sync_to_thread=False),
@@ -98,8 +111,12 @@ def _the_house(request: Request[Any, Any, Any]) -> House:
 
 
 @asynccontextmanager
-async def _living(app: Litestar, *, settings: Settings, dsn: str) -> AsyncIterator[None]:
-    """Opens the house, and closes it in the order in which nothing acknowledged can be lost."""
+async def open_house(settings: Settings, dsn: str, *, works: bool = True) -> AsyncIterator[House]:
+    """Opens the house, and closes it in the order in which nothing acknowledged can be lost.
+
+    Args:
+        works: whether it does the background work, too: projections and what else nobody asks for by HTTP.
+    """
     connect = partial(postgres.connect, dsn)
     pool = await postgres.open_pool(dsn, size=settings.database_pool_size)
 
@@ -130,13 +147,16 @@ async def _living(app: Litestar, *, settings: Settings, dsn: str) -> AsyncIterat
         targets=Targets(ledger, secrets),
         background=Background(),
     )
-    app.state.house = house
+    watch = asyncio.create_task(EmbeddedServer(settings.data_dir).supervise()) if settings.embedded else None
     await ledger.start()
-    await engine.start()
     await house.models.start()
+    if works:
+        await engine.start()
     try:
-        yield
+        yield house
     finally:
+        if watch is not None:
+            watch.cancel()
         await house.background.drain(settings.shutdown_timeout_seconds)
         await house.models.close()
         await ledger.stop()

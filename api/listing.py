@@ -89,6 +89,17 @@ DEPENDENCIES = {
 }
 
 
+def until(name: str, text: str) -> int | datetime:
+    """A query parameter that is a position of the journal, or a moment: then the first one after it.
+
+    Raises:
+        Invalid: it is neither.
+    """
+    if text.isascii() and text.isdecimal():
+        return min(int(text), MOST_OFFSET)
+    return _parsed(name, text)[1]
+
+
 def chosen(name: str, value: str | None, words: Collection[str]) -> str | None:
     """A query parameter that has to be one of some words, in any letter case.
 

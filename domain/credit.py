@@ -314,6 +314,14 @@ def grant_credits(account: Account | None, command: GrantCredits) -> list[Event]
     ]
 
 
+def grant_to_team(account: Account | None, team: Team | None, command: GrantCredits) -> tuple[list[Event], list[Event]]:
+    """The same for a team that can use them; a notice that was booked before the team went is answered all the same."""
+    granted = grant_credits(account, command)
+    if granted:
+        require_team(team)
+    return granted, []
+
+
 def refill_credits(
     account: Account | None, team: Team | None, command: RefillCredits
 ) -> tuple[list[Event], list[Event]]:

@@ -173,6 +173,13 @@ order by notification_id
 limit %b
 """
 
+_HISTORY = """
+select notification_id, originator_id, originator_version, topic, state
+from journal.events
+where originator_id = %b
+order by originator_version
+"""
+
 # The events stand one after the other as they were sent, and when the first was written, every stream that they
 # rest on was where it had been read.
 _WAS_APPENDED = """
@@ -296,6 +303,16 @@ def _fold(stream: str, history: Sequence[tuple[Any, ...]]) -> Versioned:
             state = category.evolve(state, decode(topic, event))
             version, size, unsaved = event_version, size + len(event), unsaved + 1
     return Versioned(version or 0, state, size, unsaved)
+
+
+async def history(connection: Connection, stream: str) -> list[Recorded]:
+    """All events of a stream that is known to be short.
+
+    Raises:
+        PoisonEvent: one of them cannot be decoded.
+    """
+    cursor = await connection.execute(_HISTORY, (stream,), binary=True)
+    return [_recorded(*row) for row in await cursor.fetchall()]
 
 
 async def save_snapshot(connection: Connection, stream: str, versioned: Versioned) -> None:

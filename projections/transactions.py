@@ -13,6 +13,7 @@ from typing import Literal, get_args
 import msgspec
 
 from domain.credit import (
+    Account,
     CreditMovement,
     CreditsAdjusted,
     CreditsCharged,
@@ -21,7 +22,6 @@ from domain.credit import (
     CreditsHeld,
     CreditsRefunded,
     HoldReleased,
-    Payment,
 )
 from infra.journal import Connection
 from projections.balances import MOVEMENTS, BalanceRecord
@@ -156,14 +156,13 @@ class TransactionRecord(msgspec.Struct, kw_only=True):
         return record
 
     @classmethod
-    def of_payment(
-        cls, payment: Payment, *, team_id: str, organization_id: str, reference: str, source: str
-    ) -> "TransactionRecord":
+    def of_payment(cls, account: Account, reference: str, *, source: str) -> "TransactionRecord":
         """What a payment notice brought when it first came."""
+        payment = account.payments[reference]
         return cls(
             transaction_id=payment.transaction_id,
-            team_id=team_id,
-            organization_id=organization_id,
+            team_id=account.team_id,
+            organization_id=account.organization_id,
             transaction_type=payment.kind,
             source=source,
             credits_amount=payment.credits,
@@ -298,8 +297,8 @@ _LATEST = " order by position desc limit 1"
 
 
 async def balance_at(connection: Connection, team_id: str, until: datetime | int) -> BalanceRecord | None:
-    """A team's balance as it was after a position of the journal, or at a moment; None before its first movement."""
-    last = "position <= %(until)s" if isinstance(until, int) else "created_at <= %(until)s"
+    """A team's balance after a position of the journal, or before a moment; None before the first movement."""
+    last = "position <= %(until)s" if isinstance(until, int) else "created_at < %(until)s"
     return await fetch_one(connection, BalanceRecord, _BEFORE + last + _LATEST, {"team_id": team_id, "until": until})
 
 
