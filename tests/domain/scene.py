@@ -2,6 +2,8 @@
 
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
+from fractions import Fraction
+from math import floor
 from typing import Any
 
 from msgspec.structs import replace
@@ -29,6 +31,11 @@ ACME, RESEARCH = "acme", "research"
 
 def an_id(number: int) -> str:
     return f"00000000-0000-4000-8000-{number:012}"
+
+
+def eight_decimals(dollars: Fraction) -> Fraction:
+    """Rounded half up, as school teaches it."""
+    return Fraction(floor(dollars * 10**8 + Fraction(1, 2)), 10**8)
 
 
 def after(**duration: float) -> datetime:

@@ -2,7 +2,7 @@
 
 from decimal import Decimal, localcontext
 from fractions import Fraction
-from math import ceil, floor
+from math import ceil
 
 import pytest
 from hypothesis import given
@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from msgspec.structs import replace
 
 from domain.pricing import CallCost, Price, Terms, add, call_cost, credits_for, subtract
+from tests.domain.scene import eight_decimals
 
 BY_JOB = Terms(
     mode="job_based",
@@ -123,7 +124,3 @@ def test_credits_are_those_of_plain_fractions_rounded_up(dollars: Decimal, credi
     with localcontext(prec=3):
         credits = credits_for(terms, dollars, 0)
     assert max(1, ceil(Fraction(dollars) * Fraction(credits_per_dollar))) == credits
-
-
-def eight_decimals(dollars: Fraction) -> Fraction:
-    return Fraction(floor(dollars * 10**8 + Fraction(1, 2)), 10**8)
