@@ -14,9 +14,12 @@ import structlog
 from litestar.enums import ScopeType
 from litestar.types import ASGIApp, Message, Receive, Scope, Send
 
+from infra import metrics
+
 log = structlog.get_logger()
 
 _REQUEST_ID = re.compile(rb"^[A-Za-z0-9._-]{1,128}$")
+_UNPRINTABLE = b"%EF%BF%BD"  # U+FFFD: no id has it, so what is asked for with a NUL in it is simply not found
 _TOO_LARGE = b'{"detail":"The body is too large","code":"payload_too_large"}'
 
 
@@ -43,6 +46,7 @@ class Edge:
         request_id = _request_id(scope["headers"])
         scope["state"] = {**scope.get("state", {}), "request_id": request_id}
         scope["path"] = _plain_path(scope["path"])
+        scope["query_string"] = scope["query_string"].replace(b"%00", _UNPRINTABLE)
         structlog.contextvars.bind_contextvars(request_id=request_id)
         method = scope["method"]
         started = time.perf_counter()
@@ -65,6 +69,7 @@ class Edge:
                 await _refuse_body(send_marked)
         finally:
             seconds = time.perf_counter() - started
+            metrics.request_answered(method, status, seconds)
             log.info(
                 "request.answered",
                 method=method,
@@ -120,7 +125,7 @@ def _request_id(headers: Any) -> str:
 def _plain_path(path: str) -> str:
     if path.startswith("/api/v1/"):
         path = "/api/" + path.removeprefix("/api/v1/")
-    return path.rstrip("/") or "/"
+    return path.rstrip("/").replace("\x00", "\ufffd") or "/"
 
 
 async def _refuse_body(send: Send) -> None:
