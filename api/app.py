@@ -16,7 +16,7 @@ from api.caller import the_caller
 from api.create_and_call import CreateAndCallController
 from api.credits import CreditsController
 from api.edge import Edge
-from api.health import HealthController
+from api.health import HealthController, MetricsController
 from api.house import House
 from api.idempotency import Replay, replay
 from api.jobs import JobsController, TeamJobsController
@@ -33,18 +33,32 @@ from infra.limits import Limits
 from infra.llm import Models
 from infra.secrets import KeyRing, SecretStore
 from infra.settings import Settings
+from projections.alias_usage import ALIAS_USAGE
 from projections.balances import BALANCES
 from projections.calls import CALLS
 from projections.engine import Engine, Progress, tracked
+from projections.group_teams import GROUP_TEAMS
 from projections.jobs import JOBS
 from projections.keys import KEYS
 from projections.projection import Projection
+from projections.provider_credentials import PROVIDER_CREDENTIALS
 from projections.teams import TEAMS
 from projections.transactions import TRANSACTIONS
 
-PROJECTIONS: Sequence[Projection] = (JOBS, CALLS, BALANCES, TEAMS, KEYS, TRANSACTIONS)
+PROJECTIONS: Sequence[Projection] = (
+    JOBS,
+    CALLS,
+    BALANCES,
+    TEAMS,
+    KEYS,
+    TRANSACTIONS,
+    GROUP_TEAMS,
+    ALIAS_USAGE,
+    PROVIDER_CREDENTIALS,
+)
 CONTROLLERS: Sequence[ControllerRouterHandler] = (
     HealthController,
+    MetricsController,
     CreditsController,
     JobsController,
     TeamJobsController,

@@ -31,6 +31,7 @@ from domain.errors import Forbidden, NotFound
 from domain.event import Command, Event, JsonObject
 from domain.job import Attempt, CallError, CallStarted, FailCall, FinishCall, Job, fail_call, finish_call, require_job
 from domain.streams import CREDIT, JOB, ORGANIZATION, TEAM, THE_CATALOG
+from infra import metrics
 from infra.ledger import ClaimLost, Outcome, Unavailable
 from infra.llm import ChatRequest, Chunk, Completion, ProviderFailure, Target, Usage
 
@@ -254,6 +255,8 @@ async def _finish(call: Call, index: int, completion: Completion, answer: Callab
         target = _plain_target(call.target(index))
         answered = completion.content + "".join(str(each) for each in completion.tool_calls or ())
         usage, estimated = Usage(call.prompt_tokens, await call.house.models.count_text(target, answered)), True
+    metrics.provider_answered(call.target(index).provider, "ok", completion.latency_ms / 1000)
+    metrics.call_overhead((call.latency_ms - completion.latency_ms) / 1000)
     text = completion.content.encode()
     finished = Finished(
         call, completion.content, completion.tool_calls, completion.finish_reason, usage, call.latency_ms
@@ -292,6 +295,7 @@ def _note(call: Call, index: int, failure: ProviderFailure) -> None:
             latency_ms=max(0, call.latency_ms - so_far),
         )
     )
+    metrics.provider_answered(target.provider, outcome, call.attempts[-1].latency_ms / 1000)
     log.warning(
         "call.attempt_failed",
         call_id=call.call_id,

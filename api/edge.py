@@ -69,7 +69,7 @@ class Edge:
                 await _refuse_body(send_marked)
         finally:
             seconds = time.perf_counter() - started
-            metrics.request_answered(method, status, seconds)
+            metrics.request_answered(method, str(scope.get("path_template", "none")), status, seconds)
             log.info(
                 "request.answered",
                 method=method,

@@ -1,17 +1,21 @@
 """Whether the process lives, and whether it can do its work."""
 
+from ipaddress import ip_address
 from typing import Any
 
 import msgspec
 import psycopg
 from litestar import Controller, Response, get
 from litestar.di import NamedDependency
+from litestar.handlers import BaseRouteHandler
 from msgspec import UNSET, UnsetType
 from psycopg_pool import PoolTimeout
 
 from api.answers import reply
+from api.caller import Connection, admin_only
 from api.house import House
 from api.problems import problem
+from infra import metrics
 from infra.version import SERVICE, VERSION
 
 
@@ -61,6 +65,22 @@ class HealthController(Controller):
             "projections": Check("ok", round(health.lag_seconds, 3)),
         }
         return reply(Readiness("ready", checks))
+
+
+async def from_here_or_admin(connection: Connection, handler: BaseRouteHandler) -> None:
+    """Whoever asks from this machine, and administrators from anywhere."""
+    if connection.client is None or not ip_address(connection.client.host).is_loopback:
+        await admin_only(connection, handler)
+
+
+class MetricsController(Controller):
+    tags = ["Health"]
+    guards = [from_here_or_admin]
+
+    @get("/metrics", media_type="text/plain")
+    async def metrics(self) -> Response[bytes]:
+        """What Prometheus collects."""
+        return Response(metrics.render(), media_type=metrics.CONTENT_TYPE)
 
 
 async def _postgres_answers(house: House) -> bool:

@@ -18,7 +18,7 @@ import psycopg
 import structlog
 from psycopg.sql import SQL, Identifier
 
-from infra import journal
+from infra import journal, metrics
 from infra.journal import Connection, PoisonEvent
 from projections.projection import Batch, Projection, encode
 
@@ -162,6 +162,7 @@ class Engine:
 
     def _stopped(self, reason: str) -> None:
         self.health.stopped_by = reason
+        metrics.projections_stopped(True)
         log.error("projections.stopped", reason=reason)
 
     async def _lead(self, connection: Connection) -> None:
@@ -183,6 +184,8 @@ class Engine:
                 position = events[-1].position
                 self._progress.moved(position)
                 self.health.stopped_by = None
+                metrics.projections_stopped(False)
+                metrics.projected(lag_events=len(events), lag_seconds=self.health.lag_seconds)
             if len(events) < BATCH_EVENTS:
                 self.health.behind_since = None
                 with contextlib.suppress(TimeoutError):
