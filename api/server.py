@@ -1,19 +1,23 @@
 """Starts the house: database, then processes that answer.
 
 The first process gets the database ready and then only watches over its workers; each worker builds the application
-for itself (`worker`), from the same environment.
+for itself (`worker`), from the same environment. `work` does in one process what nobody asks for by HTTP, beside
+servers that only answer.
 """
 
+import asyncio
 import os
+import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import structlog
+import uvloop
 from granian.constants import Interfaces, Loops
 from granian.server import Server
 from litestar.types import ASGIApp
 
-from api.app import create_app
+from api.app import create_app, open_house
 from infra import log as logging
 from infra import postgres
 from infra.embedded import EmbeddedServer
@@ -44,14 +48,18 @@ def database(settings: Settings) -> Iterator[str]:
         server.stop()
 
 
-def serve(settings: Settings) -> None:
-    """Answers until SIGTERM or SIGINT; then takes nothing new, settles what is running, and returns."""
+def serve(settings: Settings, *, api_only: bool = False) -> None:
+    """Answers until SIGTERM or SIGINT; then takes nothing new, settles what is running, and returns.
+
+    Args:
+        api_only: leave the background work to a process that does `work`.
+    """
     for file in settings.key_files:
         log.info("key.in_file", path=str(file))
     with database(settings):
         log.info("server.starting", address=f"http://{settings.host}:{settings.port}", version=VERSION)
         Server(
-            "api.server:worker",
+            "api.server:answering_worker" if api_only else "api.server:worker",
             factory=True,
             address=settings.host,
             port=settings.port,
@@ -69,8 +77,30 @@ def serve(settings: Settings) -> None:
 
 def worker() -> ASGIApp:
     """The application of one worker process."""
+    return _application(works=True)
+
+
+def answering_worker() -> ASGIApp:
+    """The same for a server that only answers."""
+    return _application(works=False)
+
+
+def _application(*, works: bool) -> ASGIApp:
     settings = Settings.from_environment(os.environ)
     logging.configure(settings.log_level, settings.log_format)
-    if settings.database_url is not None:
-        return create_app(settings, settings.database_url)
-    return create_app(settings, EmbeddedServer(settings.data_dir).dsn)
+    return create_app(settings, settings.database_url or EmbeddedServer(settings.data_dir).dsn, works=works)
+
+
+def work(settings: Settings) -> None:
+    """Does the background work until SIGTERM or SIGINT."""
+    with database(settings) as dsn:
+        uvloop.run(_work(settings, dsn))
+
+
+async def _work(settings: Settings, dsn: str) -> None:
+    told_to_end = asyncio.Event()
+    for order in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(order, told_to_end.set)
+    async with open_house(settings, dsn):
+        log.info("work.started", version=VERSION)
+        await told_to_end.wait()
