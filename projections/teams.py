@@ -29,7 +29,7 @@ from domain.team import (
 )
 from infra.journal import Connection
 from projections.projection import Batch, Projection, Statement
-from projections.reading import fetch_one
+from projections.reading import count, fetch_all, fetch_one
 
 DDL = """
 create table teams (
@@ -87,6 +87,27 @@ select team_id, organization_id, team_alias, status, metadata, default_model, mo
         where keys.team_id = teams.team_id and (ends_at is null or ends_at > now())
         order by position limit 1) as virtual_key
 from teams
+"""
+
+_WHERE = """
+where (%(organization_id)s::text is null or organization_id = %(organization_id)s)
+  and case when %(status)s::text is null then status <> 'inactive' else status = %(status)s end
+  and (%(team_id)s::text is null or team_id = %(team_id)s)
+"""
+_PAGE = SELECT + _WHERE + "order by team_id limit %(limit)s offset %(offset)s"
+_COUNT = "select count(*) from teams" + _WHERE  # noqa: S608 two constants
+
+_IDS = """
+select team_id from teams where organization_id = %s and status <> 'inactive' order by team_id
+"""
+
+_ORPHANS = """
+select jobs.job_id::text, jobs.team_id
+from teams join jobs using (team_id)
+where teams.status = 'inactive' and jobs.status in ('pending', 'in_progress')
+  and (%(team_id)s::text is null or teams.team_id = %(team_id)s)
+order by jobs.job_id
+limit %(limit)s
 """
 
 
@@ -255,6 +276,38 @@ def _change(change: TeamChange, event: Event) -> None:
 
 async def one(connection: Connection, team_id: str) -> TeamRecord | None:
     return await fetch_one(connection, TeamRecord, SELECT + "where team_id = %(team_id)s", {"team_id": team_id})
+
+
+async def page(
+    connection: Connection,
+    *,
+    limit: int,
+    offset: int,
+    organization_id: str | None = None,
+    status: str | None = None,
+    team_id: str | None = None,
+) -> tuple[list[TeamRecord], int]:
+    """A page of teams by id, and how many there are in all; without a status, all that were not deleted."""
+    wanted = {
+        "limit": limit,
+        "offset": offset,
+        "organization_id": organization_id,
+        "status": status,
+        "team_id": team_id,
+    }
+    return await fetch_all(connection, TeamRecord, _PAGE, wanted), await count(connection, _COUNT, wanted)
+
+
+async def ids_of_organization(connection: Connection, organization_id: str) -> list[str]:
+    """The teams of an organization that were not deleted."""
+    cursor = await connection.execute(_IDS, (organization_id,))
+    return [str(row[0]) for row in await cursor.fetchall()]
+
+
+async def orphans(connection: Connection, *, team_id: str | None = None, limit: int = 500) -> list[tuple[str, str]]:
+    """Jobs that are open although their team was deleted, each with its team."""
+    cursor = await connection.execute(_ORPHANS, {"team_id": team_id, "limit": limit})
+    return [(str(job_id), str(team_id)) for job_id, team_id in await cursor.fetchall()]
 
 
 TEAMS = Projection(name="teams", version=1, tables=("teams",), ddl=DDL, project=project)
