@@ -11,6 +11,7 @@ from litestar.config.cors import CORSConfig
 from litestar.di import Provide
 from litestar.types import ASGIApp, ControllerRouterHandler
 
+from api.access_groups import AccessGroupsController
 from api.bodies import StrictBody
 from api.caller import the_caller
 from api.create_and_call import CreateAndCallController
@@ -23,7 +24,9 @@ from api.jobs import JobsController, TeamJobsController
 from api.listing import DEPENDENCIES as LISTING
 from api.llm_calls import LlmCallsController
 from api.model_aliases import ModelAliasesController
+from api.model_groups import ModelGroupsController
 from api.problems import HANDLERS
+from api.provider_credentials import ProviderCredentialsController
 from api.targets import Targets
 from infra import postgres
 from infra.background import Background
@@ -65,6 +68,9 @@ CONTROLLERS: Sequence[ControllerRouterHandler] = (
     CreateAndCallController,
     LlmCallsController,
     ModelAliasesController,
+    AccessGroupsController,
+    ModelGroupsController,
+    ProviderCredentialsController,
 )
 
 EXPOSED_HEADERS = [

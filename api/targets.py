@@ -10,13 +10,17 @@ import time
 from collections import OrderedDict
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from typing import TypeVar
+from typing import Annotated, TypeVar
+from urllib.parse import urlsplit
 from uuid import UUID, uuid4
 
 import psycopg
 import structlog
+from msgspec import Meta
 from psycopg_pool import PoolTimeout
 
+from api.bodies import NO_CONTROL
+from api.problems import Invalid
 from domain import catalog
 from domain.credential import Credential, Credentials, active_credential, named_credential
 from domain.errors import Refusal
@@ -27,6 +31,9 @@ from infra.secrets import SecretMissing, SecretStore, Undecryptable
 
 T = TypeVar("T")
 
+Address = Annotated[str, Meta(max_length=500, pattern=NO_CONTROL)]
+ApiKey = Annotated[str, Meta(max_length=4096, pattern=NO_CONTROL)]
+
 log = structlog.get_logger()
 
 PROVIDER_KEY = "provider_key"  # the kind of its secret
@@ -34,6 +41,24 @@ KNOWN_KEYS = 1000
 KNOWN_ORGANIZATIONS = 10_000
 # A rotation in another process is noticed after so long; in this one at once.
 CREDENTIALS_FRESH_SECONDS = 1.0
+
+
+def address(api_base: str) -> str | None:
+    """The `api_base` of a body; an empty one is none.
+
+    Raises:
+        Invalid: calls cannot be sent there, or it contains a password, which would not stay one here.
+    """
+    if not api_base:
+        return None
+    try:
+        parts = urlsplit(api_base)
+        is_sound = parts.scheme in ("http", "https") and bool(parts.hostname) and "@" not in parts.netloc
+    except ValueError:
+        is_sound = False
+    if not is_sound:
+        raise Invalid(["body", "api_base"], "expected an http or https address, without a user", "value_error.format")
+    return api_base
 
 
 class _Recent(OrderedDict[str, T]):
