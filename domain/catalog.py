@@ -10,10 +10,10 @@ Prices are copied into the catalog when an alias or a group is written, also tho
 price changes by an event or not at all.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from datetime import datetime
 from decimal import Decimal
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, Protocol, TypeVar
 
 import msgspec
 from msgspec.structs import replace
@@ -331,6 +331,13 @@ class Target(Record):
     secret_id: str | None = None
 
 
+class InAccessGroups(Protocol):
+    """A team, as far as aliases are concerned."""
+
+    @property
+    def access_groups(self) -> Collection[str]: ...
+
+
 class Skipped(msgspec.Struct, frozen=True):
     """A group member that this team cannot reach, and why."""
 
@@ -431,7 +438,7 @@ def group_targets(
     return targets, skipped
 
 
-def is_usable(catalog: Catalog, alias: Alias, team: Team, open_aliases: bool) -> bool:
+def is_usable(catalog: Catalog, alias: Alias, team: InAccessGroups, open_aliases: bool) -> bool:
     """An alias is usable through a shared active access group, or by all when it is in no group at all."""
     if alias.terms.status == "inactive":
         return False
@@ -442,7 +449,7 @@ def is_usable(catalog: Catalog, alias: Alias, team: Team, open_aliases: bool) ->
     )
 
 
-def usable_aliases(catalog: Catalog, team: Team, open_aliases: bool) -> Iterator[Alias]:
+def usable_aliases(catalog: Catalog, team: InAccessGroups, open_aliases: bool) -> Iterator[Alias]:
     return (alias for alias in catalog.aliases.values() if is_usable(catalog, alias, team, open_aliases))
 
 
