@@ -7,7 +7,7 @@ settings, or that hurts the server, starts one for itself with `running`.
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 from uuid import uuid4
 
@@ -43,12 +43,15 @@ class Server:
 
     url: str
     dsn: str
+    clients: list[httpx.Client] = field(default_factory=list)
 
     def client(self, token: str | None = None, **headers: str) -> httpx.Client:
-        """A client with this credential, the master key by default; the caller closes it, or nobody."""
-        return httpx.Client(
+        """A client with this credential, the master key by default; closed with the server at the latest."""
+        client = httpx.Client(
             base_url=self.url, headers={"Authorization": f"Bearer {token or MASTER_KEY}", **headers}, timeout=30
         )
+        self.clients.append(client)
+        return client
 
 
 @contextmanager
@@ -65,7 +68,12 @@ def running(dsn: str, **changes: Any) -> Iterator[Server]:
             thread.join(0.01)
             assert thread.is_alive(), "the server did not start"
         port = server.servers[0].sockets[0].getsockname()[1]
-        yield Server(f"http://127.0.0.1:{port}", dsn)
+        started = Server(f"http://127.0.0.1:{port}", dsn)
+        try:
+            yield started
+        finally:
+            for client in started.clients:
+                client.close()
     finally:
         server.should_exit = True
         thread.join(30)
