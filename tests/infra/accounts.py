@@ -96,7 +96,7 @@ async def open_with(ledger: Ledger, credits: int, account: str = ACCOUNT) -> Out
 @asynccontextmanager
 async def a_ledger(dsn: str, **options: Any) -> AsyncIterator[Ledger]:
     """A started ledger, stopped at the end."""
-    ledger = Ledger(lambda: connected(dsn), **options)
+    ledger = Ledger(lambda: postgres.connect(dsn, name="ledger"), **options)
     await ledger.start()
     try:
         yield ledger
@@ -105,7 +105,7 @@ async def a_ledger(dsn: str, **options: Any) -> AsyncIterator[Ledger]:
 
 
 async def connected(dsn: str) -> Connection:
-    return await postgres.connect(dsn, name="ledger")
+    return await postgres.connect(dsn, name="test")
 
 
 async def everything(dsn: str) -> list[Recorded]:
