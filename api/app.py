@@ -25,6 +25,7 @@ from api.listing import DEPENDENCIES as LISTING
 from api.llm_calls import LlmCallsController
 from api.model_aliases import ModelAliasesController
 from api.model_groups import ModelGroupsController
+from api.openapi import OpenAPIController, document
 from api.problems import HANDLERS
 from api.provider_credentials import ProviderCredentialsController
 from api.targets import Targets
@@ -62,6 +63,7 @@ PROJECTIONS: Sequence[Projection] = (
 CONTROLLERS: Sequence[ControllerRouterHandler] = (
     HealthController,
     MetricsController,
+    OpenAPIController,
     CreditsController,
     JobsController,
     TeamJobsController,
@@ -86,6 +88,28 @@ EXPOSED_HEADERS = [
 ]
 
 
+def _the_house(request: Request[Any, Any, Any]) -> House:
+    house: House = request.app.state.house
+    return house
+
+
+# What the controllers need around them, whether they are served or described.
+SURROUNDINGS: dict[str, Any] = {
+    "dependencies": {
+        "house": Provide(_the_house, sync_to_thread=False),
+        "caller": Provide(the_caller, sync_to_thread=False),
+        **LISTING,
+    },
+    "dto": StrictBody,
+    "return_dto": None,
+}
+
+
+def described() -> dict[str, Any]:
+    """The OpenAPI document of everything that is served."""
+    return document(CONTROLLERS, **SURROUNDINGS)
+
+
 def create_app(settings: Settings, dsn: str, *, works: bool = True) -> ASGIApp:
     """The application of one process.
 
@@ -104,14 +128,7 @@ def create_app(settings: Settings, dsn: str, *, works: bool = True) -> ASGIApp:
     app = Litestar(
         route_handlers=list(CONTROLLERS),
         lifespan=[living],
-        dependencies={
-            "house": Provide(_the_house, sync_to_thread=False),
-            "caller": Provide(the_caller, sync_to_thread=False),
-            **LISTING,
-        },
         exception_handlers={**HANDLERS, Replay: replay},
-        dto=StrictBody,
-        return_dto=None,
         cors_config=CORSConfig(
             allow_origins=list(settings.cors_origins),
             allow_credentials=True,
@@ -121,13 +138,9 @@ def create_app(settings: Settings, dsn: str, *, works: bool = True) -> ASGIApp:
         ),
         openapi_config=None,
         logging_config=None,
+        **SURROUNDINGS,
     )
     return Edge(app, settings.max_body_bytes)
-
-
-def _the_house(request: Request[Any, Any, Any]) -> House:
-    house: House = request.app.state.house
-    return house
 
 
 @asynccontextmanager
