@@ -332,7 +332,7 @@ def refill_credits(
     refill = require_team(team).auto_refill
     if not refill.enabled or refill.refill_credits is None or refill.refill_period is None or refill.set_at is None:
         return [], []
-    first_day = _first_day(refill.refill_period, command.at)
+    first_day = first_day_of(refill.refill_period, command.at)
     if datetime.combine(first_day, time(), UTC) < refill.set_at:
         return [], []
     grant = GrantCredits(
@@ -530,7 +530,7 @@ def _shares(expiring: tuple[ExpiringGrant, ...], credits: int) -> tuple[GrantSha
     return tuple(shares)
 
 
-def _first_day(period: RefillPeriod, at: datetime) -> date:
+def first_day_of(period: RefillPeriod, at: datetime) -> date:
     """When the day, ISO week or month of this moment began, in UTC."""
     today = at.astimezone(UTC).date()
     match period:
