@@ -8,8 +8,6 @@ servers that only answer.
 import asyncio
 import os
 import signal
-from collections.abc import Iterator
-from contextlib import contextmanager
 
 import structlog
 import uvloop
@@ -18,34 +16,13 @@ from granian.server import Server
 from litestar.types import ASGIApp
 
 from api.app import create_app, open_house
+from api.database import database
 from infra import log as logging
-from infra import postgres
 from infra.embedded import EmbeddedServer
 from infra.settings import Settings
 from infra.version import VERSION
 
 log = structlog.get_logger()
-
-
-@contextmanager
-def database(settings: Settings) -> Iterator[str]:
-    """The PostgreSQL to work on, migrated: the one of DATABASE_URL, else our own for as long as the block.
-
-    Raises:
-        DatabaseUnusable: and the text says why in one line.
-    """
-    if settings.database_url is not None:
-        postgres.require_safe_role(settings.database_url, embedded=False)
-        postgres.migrate(settings.database_url)
-        yield settings.database_url
-        return
-    server = EmbeddedServer(settings.data_dir)
-    server.start()
-    try:
-        postgres.migrate(server.dsn)
-        yield server.dsn
-    finally:
-        server.stop()
 
 
 def serve(settings: Settings, *, api_only: bool = False) -> None:
