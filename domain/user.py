@@ -8,6 +8,9 @@ once, and the last active owner stays. They are few and change rarely.
 
 Passwords are known by the id of their secret only. A password that was typed in is compared outside, and the decision
 is told the id that it matched: were the password changed in between, the ids differ and the answer is no.
+
+Sessions are part of the same state, known by the digest of their access token. So whatever ends a session ends it in
+the transaction in which it is recorded, and in every process at once.
 """
 
 from datetime import datetime
@@ -38,6 +41,9 @@ Status = Literal["active", "inactive", "deleted"]
 SYSTEM = "system"
 """The house itself, which is to say its operator at the command line."""
 
+MOST_SESSIONS = 1000
+"""Of one user at once; the oldest one makes room."""
+
 PERMISSIONS: dict[Role, frozenset[Permission]] = {
     "owner": frozenset({"write", "audit", "users", "accounts"}),
     "admin": frozenset({"write", "audit", "users"}),
@@ -61,6 +67,8 @@ class UserAdded(Event):
 
 class OwnerSetUp(UserAdded):
     """The first of all."""
+
+    ip_address: str | None = None
 
 
 class UserCreated(UserAdded):
@@ -103,9 +111,12 @@ class PasswordChanged(Event):
 
 
 class UserLoggedIn(Event):
+    """A session begins; without an end of its own it lasts as long as its token."""
+
     user_id: str
     session_id: str
     ip_address: str | None = None
+    expires_at: datetime | None = None
 
 
 class UserLoggedOut(Event):
@@ -140,6 +151,8 @@ class User(Record):
     created_at: datetime
     created_by: str | None
     last_login_at: datetime | None = None
+    sessions: dict[str, datetime | None] = {}
+    """Those that have not been ended, the oldest first, each with the moment when it ends by itself."""
 
     @property
     def is_active(self) -> bool:
@@ -189,21 +202,23 @@ def evolve(users: Users | None, event: UserEvent) -> Users:
         case UserChanged(display_name=display_name, metadata=metadata):
             user = replace(user, display_name=display_name, metadata=metadata)
         case UserRoleChanged(role=role):
-            user = replace(user, role=role)
+            user = replace(user, role=role, sessions={})
         case UserActivated():
             user = replace(user, status="active")
         case UserDeactivated():
-            user = replace(user, status="inactive")
+            user = replace(user, status="inactive", sessions={})
         case UserDeleted():
-            user = replace(user, status="deleted")
-            others = {email: user_id for email, user_id in users.by_email.items() if user_id != user.user_id}
-            users = replace(users, by_email=others)
-        case PasswordChanged(password_id=password_id):
-            user = replace(user, password_id=password_id)
+            user = replace(user, status="deleted", sessions={})
+            by_email = {email: user_id for email, user_id in users.by_email.items() if user_id != user.user_id}
+            users = replace(users, by_email=by_email)
+        case PasswordChanged(password_id=password_id, kept_session=kept_session):
+            kept = {session: ends for session, ends in user.sessions.items() if session == kept_session}
+            user = replace(user, password_id=password_id, sessions=kept)
         case UserLoggedIn():
-            user = replace(user, last_login_at=event.at)
-        case UserLoggedOut():
-            return users
+            user = replace(user, last_login_at=event.at, sessions=_sessions_with(user, event))
+        case UserLoggedOut(session_id=session_id):
+            others = {session: ends for session, ends in user.sessions.items() if session != session_id}
+            user = replace(user, sessions=others)
     return replace(users, users={**users.users, user.user_id: user})
 
 
@@ -226,6 +241,13 @@ def _added(users: Users, event: OwnerSetUp | UserCreated) -> Users:
     )
 
 
+def _sessions_with(user: User, event: UserLoggedIn) -> dict[str, datetime | None]:
+    """The sessions of a user beside a new one, without those that have ended by themselves."""
+    running = {session: ends for session, ends in user.sessions.items() if ends is None or ends > event.at}
+    kept = list(running.items())[-(MOST_SESSIONS - 1) :]
+    return {**dict(kept), event.session_id: event.expires_at}
+
+
 def email_key(email: str) -> str:
     """What makes two e-mails the same, whatever their letters' case."""
     return email.strip().casefold()
@@ -235,10 +257,15 @@ def email_key(email: str) -> str:
 
 
 class SetUpOwner(Command):
+    """Whoever does it is logged in as well."""
+
     user_id: str
     email: str
     display_name: str
     password_id: str
+    session_id: str
+    expires_at: datetime | None = None
+    ip_address: str | None = None
 
 
 class CreateUser(Command):
@@ -290,6 +317,7 @@ class LogIn(Command):
     email: str
     matched_password_id: str | None
     session_id: str
+    expires_at: datetime | None = None
     ip_address: str | None = None
 
 
@@ -302,8 +330,7 @@ class LogOut(Command):
 
 def set_up_owner(users: Users | None, command: SetUpOwner) -> list[Event]:
     """Makes the first owner. Open to all until somebody is there, so it is closed by any user, deleted ones too."""
-    if not (users or NOBODY).needs_setup:
-        raise SetupDone
+    require_setup(users)
     return [
         OwnerSetUp(
             at=command.at,
@@ -311,7 +338,9 @@ def set_up_owner(users: Users | None, command: SetUpOwner) -> list[Event]:
             email=command.email,
             display_name=command.display_name,
             password_id=command.password_id,
-        )
+            ip_address=command.ip_address,
+        ),
+        _logged_in(command, command.user_id),
     ]
 
 
@@ -432,14 +461,17 @@ def log_in(users: Users | None, command: LogIn) -> list[Event]:
         raise InvalidLogin
     if not user.is_active:
         raise AccountInactive
-    return [
-        UserLoggedIn(at=command.at, user_id=user.user_id, session_id=command.session_id, ip_address=command.ip_address)
-    ]
+    return [_logged_in(command, user.user_id)]
 
 
 def log_out(users: Users | None, command: LogOut) -> list[Event]:
     user = _person(users or NOBODY, command)
     return [UserLoggedOut(at=command.at, user_id=user.user_id, session_id=command.session_id)]
+
+
+def require_setup(users: Users | None) -> None:
+    if not (users or NOBODY).needs_setup:
+        raise SetupDone
 
 
 def require_user(users: Users, user_id: str) -> User:
@@ -451,9 +483,16 @@ def require_user(users: Users, user_id: str) -> User:
 
 
 def require_active_user(users: Users | None, user_id: str) -> User:
-    """Somebody whose access token may be worth anything; the role is read from here, not from the token."""
     user = (users or NOBODY).user(user_id)
     if user is None or not user.is_active:
+        raise Unauthorized
+    return user
+
+
+def require_session(users: Users | None, user_id: str, session_id: str) -> User:
+    """Whose session this is, if nothing has ended it; the role is read from here, not from the token."""
+    user = require_active_user(users, user_id)
+    if session_id not in user.sessions:
         raise Unauthorized
     return user
 
@@ -501,29 +540,15 @@ def _require_another_owner(users: Users, user: User) -> None:
         raise Protected
 
 
+def _logged_in(command: SetUpOwner | LogIn, user_id: str) -> UserLoggedIn:
+    return UserLoggedIn(
+        at=command.at,
+        user_id=user_id,
+        session_id=command.session_id,
+        expires_at=command.expires_at,
+        ip_address=command.ip_address,
+    )
+
+
 def _active_event(user: User, at: datetime, *, is_active: bool) -> Event:
     return (UserActivated if is_active else UserDeactivated)(at=at, user_id=user.user_id)
-
-
-# -- sessions ------------------------------------------------------------------------------------------------
-
-
-class SessionsEnded(Record):
-    """Sessions that an event has ended: `only` this one, or all of the user's but the one `kept`."""
-
-    user_id: str
-    only: str | None = None
-    kept: str | None = None
-
-
-def sessions_ended(event: Event) -> SessionsEnded | None:
-    """What an event means to access tokens: they end with logout, deletion, deactivation, password and role."""
-    match event:
-        case UserLoggedOut(user_id=user_id, session_id=session_id):
-            return SessionsEnded(user_id=user_id, only=session_id)
-        case PasswordChanged(user_id=user_id, kept_session=kept_session):
-            return SessionsEnded(user_id=user_id, kept=kept_session)
-        case UserRoleChanged() | UserDeactivated() | UserDeleted():
-            return SessionsEnded(user_id=event.user_id)
-        case _:
-            return None

@@ -19,6 +19,7 @@ from domain.errors import (
 )
 from domain.event import Event
 from domain.user import (
+    MOST_SESSIONS,
     NOBODY,
     PERMISSIONS,
     SYSTEM,
@@ -32,7 +33,6 @@ from domain.user import (
     PasswordChanged,
     ResetPassword,
     Role,
-    SessionsEnded,
     SetUpOwner,
     SetUserActive,
     UserActivated,
@@ -51,10 +51,9 @@ from domain.user import (
     evolve,
     log_in,
     log_out,
-    require_active_user,
     require_permission,
+    require_session,
     reset_password,
-    sessions_ended,
     set_up_owner,
     set_user_active,
 )
@@ -64,7 +63,8 @@ from tests.spec import given
 OLGA, OTTO, ADAM, URSULA, AUDREY, NEW = (an_id(number) for number in range(1, 7))
 MASTER = "master"
 SECRET, NEW_SECRET = "password-1", "password-2"
-SESSION = "session-1"
+SESSION, OTHER_SESSION = "session-1", "session-2"
+TOMORROW = after(hours=24)
 ROLES: dict[str, Role] = {OLGA: "owner", OTTO: "owner", ADAM: "admin", URSULA: "user", AUDREY: "auditor"}
 
 
@@ -111,11 +111,20 @@ def created(role: Role = "user") -> UserCreated:
 
 # -- the first owner -----------------------------------------------------------------------------------------
 
-FIRST = SetUpOwner(**who(OLGA), user_id=OLGA, email="Olga@example.com", display_name="Olga", password_id=SECRET)
+FIRST = SetUpOwner(
+    **who(OLGA),
+    user_id=OLGA,
+    email="Olga@example.com",
+    display_name="Olga",
+    password_id=SECRET,
+    session_id=SESSION,
+    expires_at=TOMORROW,
+)
+LOGGED_IN = UserLoggedIn(at=NOON, user_id=OLGA, session_id=SESSION, expires_at=TOMORROW)
 
 
-def test_the_first_owner_is_set_up_by_whoever_comes_first() -> None:
-    story = given().when(set_up_owner, FIRST).then(SET_UP).leaving(Users, needs_setup=False, has_users=True)
+def test_the_first_owner_is_set_up_and_let_in_by_whoever_comes_first() -> None:
+    story = given().when(set_up_owner, FIRST).then(SET_UP, LOGGED_IN).leaving(Users, needs_setup=False, has_users=True)
     story.when(set_up_owner, FIRST).then_refused(SetupDone)
 
 
@@ -418,33 +427,62 @@ def test_a_logout_ends_one_session() -> None:
 # -- what other pages ask ------------------------------------------------------------------------------------
 
 
+TWO_SESSIONS = (
+    UserLoggedIn(at=NOON, user_id=URSULA, session_id=SESSION, expires_at=TOMORROW),
+    UserLoggedIn(at=NOON, user_id=URSULA, session_id=OTHER_SESSION, expires_at=TOMORROW),
+)
+
+
 @pytest.mark.parametrize(
-    "event, ended",
+    "event, left",
     [
-        (UserLoggedOut(at=NOON, user_id=OLGA, session_id=SESSION), SessionsEnded(user_id=OLGA, only=SESSION)),
-        (UserRoleChanged(at=NOON, user_id=OLGA, role="user"), SessionsEnded(user_id=OLGA)),
-        (UserDeactivated(at=NOON, user_id=OLGA), SessionsEnded(user_id=OLGA)),
-        (UserDeleted(at=NOON, user_id=OLGA), SessionsEnded(user_id=OLGA)),
-        (PasswordChanged(at=NOON, user_id=OLGA, password_id=NEW_SECRET), SessionsEnded(user_id=OLGA)),
-        (
-            PasswordChanged(at=NOON, user_id=OLGA, password_id=NEW_SECRET, kept_session=SESSION),
-            SessionsEnded(user_id=OLGA, kept=SESSION),
-        ),
-        (UserLoggedIn(at=NOON, user_id=OLGA, session_id=SESSION), None),
-        (UserActivated(at=NOON, user_id=OLGA), None),
+        (UserLoggedOut(at=NOON, user_id=URSULA, session_id=SESSION), {OTHER_SESSION}),
+        (UserRoleChanged(at=NOON, user_id=URSULA, role="admin"), set()),
+        (UserDeactivated(at=NOON, user_id=URSULA), set()),
+        (UserDeleted(at=NOON, user_id=URSULA), set()),
+        (PasswordChanged(at=NOON, user_id=URSULA, password_id=NEW_SECRET), set()),
+        (PasswordChanged(at=NOON, user_id=URSULA, password_id=NEW_SECRET, kept_session=SESSION), {SESSION}),
+        (PasswordChanged(at=NOON, user_id=URSULA, password_id=NEW_SECRET, kept_session="of-nobody"), set()),
+        (UserChanged(at=NOON, user_id=URSULA, display_name="U", metadata={}), {SESSION, OTHER_SESSION}),
+        (UserRoleChanged(at=NOON, user_id=OLGA, role="user"), {SESSION, OTHER_SESSION}),
     ],
 )
-def test_sessions_end_with_what_they_rest_on(event: Event, ended: SessionsEnded | None) -> None:
-    assert ended == sessions_ended(event)
+def test_sessions_end_with_what_they_rest_on(event: Event, left: set[str]) -> None:
+    assert left == set(everybody(SET_UP, USER, *TWO_SESSIONS, event).users[URSULA].sessions)
 
 
-def test_a_token_is_worth_something_while_its_user_is_active() -> None:
-    users = given(SET_UP, USER, INACTIVE).states[Users]
-    assert isinstance(users, Users)
-    assert "owner" == require_active_user(users, OLGA).role
-    for nobody in (URSULA, NEW):
+def test_who_is_activated_again_has_to_log_in_again() -> None:
+    back = everybody(SET_UP, USER, *TWO_SESSIONS, INACTIVE, UserActivated(at=NOON, user_id=URSULA))
+    with pytest.raises(Unauthorized):
+        require_session(back, URSULA, SESSION)
+
+
+def test_a_login_clears_away_sessions_that_have_ended_by_themselves() -> None:
+    later = UserLoggedIn(at=TOMORROW, user_id=URSULA, session_id="session-3", expires_at=after(hours=48))
+    assert {"session-3"} == set(everybody(SET_UP, USER, *TWO_SESSIONS, later).users[URSULA].sessions)
+
+
+def test_the_oldest_of_too_many_sessions_makes_room() -> None:
+    logins = [UserLoggedIn(at=NOON, user_id=URSULA, session_id=f"s-{number}") for number in range(MOST_SESSIONS + 2)]
+    sessions = everybody(SET_UP, USER, *logins).users[URSULA].sessions
+    assert [f"s-{number}" for number in range(2, MOST_SESSIONS + 2)] == list(sessions)
+
+
+def test_a_session_is_worth_something_to_its_user_only() -> None:
+    users = everybody(SET_UP, USER, *TWO_SESSIONS)
+    assert "user" == require_session(users, URSULA, SESSION).role
+    for user_id, session_id in ((URSULA, "of-nobody"), (OLGA, SESSION), (NEW, SESSION)):
         with pytest.raises(Unauthorized):
-            require_active_user(users, nobody)
+            require_session(users, user_id, session_id)
+    with pytest.raises(Unauthorized):
+        require_session(None, URSULA, SESSION)
+
+
+def everybody(*events: Any) -> Users:
+    users = NOBODY
+    for event in events:
+        users = evolve(users, event)
+    return users
 
 
 def test_roles_may_what_the_contract_says() -> None:
