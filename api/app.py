@@ -26,9 +26,12 @@ from api.llm_calls import LlmCallsController
 from api.model_aliases import ModelAliasesController
 from api.model_groups import ModelGroupsController
 from api.openapi import OpenAPIController, document
+from api.organizations import OrganizationsController
 from api.problems import HANDLERS
 from api.provider_credentials import ProviderCredentialsController
 from api.targets import Targets
+from api.team_jobs import TeamJobRowsController
+from api.teams import TeamsController
 from infra import postgres
 from infra.background import Background
 from infra.embedded import EmbeddedServer
@@ -44,10 +47,12 @@ from projections.engine import Engine, Progress, tracked
 from projections.group_teams import GROUP_TEAMS
 from projections.jobs import JOBS
 from projections.keys import KEYS
+from projections.organizations import ORGANIZATIONS
 from projections.projection import Projection
 from projections.provider_credentials import PROVIDER_CREDENTIALS
 from projections.teams import TEAMS
 from projections.transactions import TRANSACTIONS
+from projections.usage import USAGE
 
 PROJECTIONS: Sequence[Projection] = (
     JOBS,
@@ -59,14 +64,19 @@ PROJECTIONS: Sequence[Projection] = (
     GROUP_TEAMS,
     ALIAS_USAGE,
     PROVIDER_CREDENTIALS,
+    ORGANIZATIONS,
+    USAGE,
 )
 CONTROLLERS: Sequence[ControllerRouterHandler] = (
     HealthController,
     MetricsController,
     OpenAPIController,
     CreditsController,
+    OrganizationsController,
+    TeamsController,
     JobsController,
     TeamJobsController,
+    TeamJobRowsController,
     CreateAndCallController,
     LlmCallsController,
     ModelAliasesController,

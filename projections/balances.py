@@ -1,10 +1,9 @@
 """Balances: what each team was given, has used, and has set aside. One row an account."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from datetime import datetime
 
 import msgspec
-from psycopg.rows import class_row
 
 from domain.credit import (
     Account,
@@ -20,6 +19,7 @@ from domain.credit import (
 )
 from infra.journal import Connection
 from projections.projection import Batch, Projection, Statement
+from projections.reading import fetch_all, fetch_one
 
 MOVEMENTS = (
     CreditsGranted,
@@ -62,9 +62,9 @@ from json_to_recordset(%s) as change (
 where balances.team_id = change.team_id
 """
 
-_ONE = """
+_SELECT = """
 select team_id, organization_id, credits_allocated, credits_used, credits_held, last_refill_at, updated_at
-from balances where team_id = %s
+from balances
 """
 
 
@@ -148,9 +148,14 @@ def _changes(batch: Batch) -> list[BalanceChange]:
 
 
 async def one(connection: Connection, team_id: str) -> BalanceRecord | None:
-    async with connection.cursor(row_factory=class_row(BalanceRecord)) as cursor:
-        await cursor.execute(_ONE, (team_id,))
-        return await cursor.fetchone()
+    return await fetch_one(connection, BalanceRecord, _SELECT + "where team_id = %(team_id)s", {"team_id": team_id})
+
+
+async def of_teams(connection: Connection, team_ids: Sequence[str]) -> dict[str, BalanceRecord]:
+    """The balances of some teams."""
+    select = _SELECT + "where team_id = any (%(team_ids)s)"
+    found = await fetch_all(connection, BalanceRecord, select, {"team_ids": team_ids})
+    return {balance.team_id: balance for balance in found}
 
 
 BALANCES = Projection(name="balances", version=1, tables=("balances",), ddl=DDL, project=project)

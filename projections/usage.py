@@ -298,7 +298,8 @@ _COUNTED = (
 
 def project(batch: Batch) -> Iterable[Statement]:
     yield _COUNT_JOBS, _job_usage(batch)
-    yield _COUNT_CALLS, [EndedCall(call.call_id) for call in (*batch.of(CallFinished), *batch.of(CallFailed))]
+    ended = {call.call_id for call in batch.of(CallFinished)} | {call.call_id for call in batch.of(CallFailed)}
+    yield _COUNT_CALLS, [EndedCall(call_id) for call_id in ended]
 
 
 def _job_usage(batch: Batch) -> list[JobUsage]:
