@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
+from datetime import timedelta
 from functools import partial
 from typing import Any
 
@@ -38,8 +39,10 @@ from infra.embedded import EmbeddedServer
 from infra.ledger import Ledger
 from infra.limits import Limits
 from infra.llm import Models
+from infra.passwords import Passwords
 from infra.secrets import KeyRing, SecretStore
 from infra.settings import Settings
+from infra.tokens import Tokens
 from projections.alias_usage import ALIAS_USAGE
 from projections.balances import BALANCES
 from projections.calls import CALLS
@@ -187,6 +190,8 @@ async def open_house(settings: Settings, dsn: str, *, works: bool = True) -> Asy
         limits=Limits(settings.redis_url, workers=settings.workers),
         key_ring=key_ring,
         secrets=secrets,
+        passwords=Passwords(),
+        tokens=Tokens(settings.jwt_secret_key, timedelta(hours=settings.jwt_expiration_hours)),
         targets=Targets(ledger, secrets),
         background=Background(),
     )
@@ -205,4 +210,5 @@ async def open_house(settings: Settings, dsn: str, *, works: bool = True) -> Asy
         await ledger.stop()
         await engine.stop()
         await house.limits.close()
+        house.passwords.close()
         await pool.close()

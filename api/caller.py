@@ -1,16 +1,20 @@
 """Who asks, and what that one may do: the first checks of every request, in the contract's order.
 
-A virtual key is looked up in the journal: its stream says whose it is, its team whether it is still worth anything.
-What is known here may be a moment old; so every command carries the same check along (`guard`), and the ledger
-applies it to the latest state. A GET is checked at the ledger first thing, which also tells it how far the read
-models have to be before it may answer: that is how everybody reads their own writes, and everybody else's.
+Three credentials open doors. A virtual key is looked up in the journal: its stream says whose it is, its team whether
+it is still worth anything. An access token (a JWT that we have signed) belongs to a session of an administrator; the
+users' stream says whether that goes on, and which role the administrator has by now. The master key is nobody's and
+opens everything but the doors of persons.
+
+What is known here may be a moment old; so every command carries the same check along (`guard`), and the ledger applies
+it to the latest state. A GET is checked at the ledger first thing, which also tells it how far the read models have to
+be before it may answer: that is how everybody reads their own writes, and everybody else's.
 """
 
 import hmac
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 from litestar import Request, Response
 from litestar.connection import ASGIConnection
@@ -21,15 +25,21 @@ from api import idempotency
 from api.answers import encode, reply
 from api.house import House
 from api.throttle import Admission
-from domain.errors import AdminRequired, Forbidden, Refusal, Unauthorized
+from domain.errors import AdminRequired, Forbidden, JwtRequired, Refusal, Unauthorized
 from domain.organization import Organization
-from domain.streams import KEY, ORGANIZATION, TEAM
+from domain.streams import KEY, ORGANIZATION, TEAM, THE_USERS
 from domain.team import KeyOwner, Team, require_active, require_valid_key
+from domain.user import Permission, Users, require_permission, require_session
 from infra.ledger import Guard, Outcome, Receipt
 from infra.secrets import hash_key
+from infra.tokens import TokenRefused, token_hash
 
 Connection = ASGIConnection[Any, Any, Any, Any]
+Kind = Literal["team", "person", "master", "anybody"]
+
 SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
+MASTER = "master"
+ANYBODY = "none"
 
 
 @dataclass(slots=True)
@@ -37,25 +47,29 @@ class Caller:
     """Whoever has been let in.
 
     Args:
+        kind: what let them in: a virtual key, an access token, the master key, or an open door.
         actor: what the journal says about who did it: key id, admin user id, `master`.
         team_id: the team of a virtual key; None for administrators.
+        session_id: the session of a person.
         guard: the check that commands carry along.
         claim: the idempotency key of the request, if it has one.
         admission: that an LLM call was let through the rate limits.
     """
 
     house: House
-    actor: str
     request_id: str
+    kind: Kind
+    actor: str
     team_id: str | None = None
     organization_id: str | None = None
+    session_id: str | None = None
     guard: Guard | None = None
     claim: idempotency.Claim | None = None
     admission: Admission | None = None
 
     @property
     def is_admin(self) -> bool:
-        return self.team_id is None
+        return self.kind in ("person", "master")
 
     def signature(self) -> dict[str, Any]:
         """When, who and in which request: the part that all commands have in common."""
@@ -110,14 +124,64 @@ class Caller:
 # -- guards of the routes ----------------------------------------------------------------------------------------------
 
 
-async def team_or_admin(connection: Connection, _: BaseRouteHandler) -> None:
-    """V·A: a team's key for its own team, or an administrator."""
-    await _let_in(connection, admin_only=False)
+@dataclass(frozen=True, slots=True)
+class Door:
+    """What a route asks of whoever comes.
+
+    Args:
+        teams: whether a virtual key opens it.
+        master: whether the master key does, or persons only.
+        reading: what the role of a person has to allow.
+        writing: the same for any method but GET.
+    """
+
+    teams: bool = False
+    master: bool = True
+    reading: Permission | None = None
+    writing: Permission | None = "write"
+
+    async def __call__(self, connection: Connection, _: BaseRouteHandler) -> None:
+        house: House = connection.app.state.house
+        state: dict[str, Any] = connection.scope["state"]
+        method = _method(connection)
+        is_safe = method in SAFE_METHODS
+        needed = self.reading if is_safe else self.writing
+        caller = await _recognised(connection, house, state["request_id"], needed, is_safe=is_safe)
+        if caller.kind == "master" and not self.master:
+            raise JwtRequired
+        if caller.kind == "team" and not self.teams:
+            # A key that is worth nothing any more is no credential at all.
+            await house.ledger.read(guard=_key_guard(caller, may_only_read=True))
+            raise AdminRequired
+        if is_safe:
+            position = (await house.ledger.read(guard=caller.guard)).position
+            state["position"] = position
+            state["lag"] = await house.progress.reach(position)
+        else:
+            await _check_early(caller)
+        await _let_in(connection, caller)
 
 
-async def admin_only(connection: Connection, _: BaseRouteHandler) -> None:
-    """A: an administrator."""
-    await _let_in(connection, admin_only=True)
+team_or_admin = Door(teams=True)
+"""V·A: a team's key for its own team, or an administrator."""
+admin_only = Door()
+"""A: an administrator; whoever has a role that may only read, may only read."""
+audit_only = Door(reading="audit")
+"""The audit endpoints: whose role allows that, or the master key."""
+person_only = Door(master=False, writing=None)
+"""J: any administrator about itself."""
+keepers_only = Door(master=False, reading="users", writing="users")
+"""J: who keeps the administrators."""
+account_keepers_only = Door(master=False, reading="accounts", writing="accounts")
+"""J: who keeps their passwords and activation, too."""
+log_readers_only = Door(master=False, reading="audit")
+"""J: who may read what administrators did."""
+
+
+async def open_to_all(connection: Connection, _: BaseRouteHandler) -> None:
+    """O: no credential is asked for, and none is looked at."""
+    state: dict[str, Any] = connection.scope["state"]
+    await _let_in(connection, Caller(connection.app.state.house, state["request_id"], "anybody", ANYBODY))
 
 
 def the_caller(request: Request[Any, Any, Any]) -> Caller:
@@ -127,34 +191,31 @@ def the_caller(request: Request[Any, Any, Any]) -> Caller:
     return caller
 
 
-async def _let_in(connection: Connection, *, admin_only: bool) -> None:
-    house: House = connection.app.state.house
+async def _let_in(connection: Connection, caller: Caller) -> None:
     state: dict[str, Any] = connection.scope["state"]
-    method = cast("HTTPScope", connection.scope)["method"]
-    is_safe = method in SAFE_METHODS
-    caller = _master(connection, house, state["request_id"])
-    if caller is None:
-        caller = await _team(connection, house, state["request_id"], is_safe=is_safe)
-        if admin_only:
-            raise AdminRequired
-    if is_safe:
-        position = (await house.ledger.read(guard=caller.guard)).position
-        state["position"] = position
-        state["lag"] = await house.progress.reach(position)
-    elif method == "POST":
-        caller.claim = state["claim"] = await idempotency.claim(connection, house, caller.actor)
+    if _method(connection) == "POST":
+        caller.claim = state["claim"] = await idempotency.claim(connection, caller.house, caller.actor)
     state["caller"] = caller
 
 
-def _master(connection: Connection, house: House, request_id: str) -> Caller | None:
-    """The master key, as X-Admin-Key (which then decides) or as Bearer."""
-    given = connection.headers.get("x-admin-key")
-    token = given if given is not None else _bearer(connection)
+def _method(connection: Connection) -> str:
+    return cast("HTTPScope", connection.scope)["method"]
+
+
+# -- credentials -------------------------------------------------------------------------------------------------------
+
+
+async def _recognised(
+    connection: Connection, house: House, request_id: str, needed: Permission | None, *, is_safe: bool
+) -> Caller:
+    """Whose credential this is; whether it is still worth anything is for its guard to say."""
+    admin_key = connection.headers.get("x-admin-key")
+    token = _bearer(connection) if admin_key is None else admin_key
     if hmac.compare_digest(token.encode(), house.settings.master_key.encode()):
-        return Caller(house, "master", request_id)
-    if given is not None:
+        return Caller(house, request_id, "master", MASTER)
+    if admin_key is not None:
         raise Unauthorized
-    return None
+    return _person(house, request_id, token, needed) or await _team(house, request_id, token, is_safe=is_safe)
 
 
 def _bearer(connection: Connection) -> str:
@@ -164,32 +225,61 @@ def _bearer(connection: Connection) -> str:
     return words[1]
 
 
-async def _team(connection: Connection, house: House, request_id: str, *, is_safe: bool) -> Caller:
-    key_stream = KEY.stream(hash_key(_bearer(connection)))
+def _person(house: House, request_id: str, token: str, needed: Permission | None) -> Caller | None:
+    """The administrator to whom we gave this token; None if it is none of ours, whatever it looks like."""
+    if token.count(".") != 2:
+        return None
+    try:
+        user_id = house.tokens.read(token).user_id
+    except TokenRefused:
+        return None
+    session_id = token_hash(token)
+
+    def check(users: Users | None, _: datetime) -> None:
+        role = require_session(users, user_id, session_id).role
+        if needed is not None:
+            require_permission(role, needed)
+
+    guard = Guard((THE_USERS,), check)
+    return Caller(house, request_id, "person", user_id, session_id=session_id, guard=guard)
+
+
+async def _team(house: House, request_id: str, key: str, *, is_safe: bool) -> Caller:
+    key_stream = KEY.stream(hash_key(key))
     owner = house.ledger.glance(key_stream) or (await house.ledger.read(key_stream)).states[0]
     if not isinstance(owner, KeyOwner):
         raise Unauthorized
-    guard = Guard(
-        (TEAM.stream(owner.team_id), ORGANIZATION.stream(owner.organization_id)),
-        _check_key(owner.key_id, may_only_read=is_safe),
-    )
-    if not is_safe:
-        team, organization = (house.ledger.glance(stream) for stream in guard.streams)
-        if team is None or organization is None:
-            await house.ledger.read(guard=guard)
-        else:
-            try:
-                guard.check(team, organization, datetime.now(UTC))
-            except Refusal:
-                # What is known here may be old: ask before saying no.
-                await house.ledger.read(guard=guard)
-    return Caller(house, owner.key_id, request_id, owner.team_id, owner.organization_id, guard)
+    caller = Caller(house, request_id, "team", owner.key_id, owner.team_id, owner.organization_id)
+    caller.guard = _key_guard(caller, may_only_read=is_safe)
+    return caller
 
 
-def _check_key(key_id: str, *, may_only_read: bool) -> Callable[[Team | None, Organization | None, datetime], None]:
+def _key_guard(caller: Caller, *, may_only_read: bool) -> Guard:
+    key_id = caller.actor
+
     def check(team: Team | None, organization: Organization | None, at: datetime) -> None:
         team = require_valid_key(team, key_id, at)
         if not may_only_read:
             require_active(team, organization)
 
-    return check
+    return Guard((TEAM.stream(str(caller.team_id)), ORGANIZATION.stream(str(caller.organization_id))), check)
+
+
+async def _check_early(caller: Caller) -> None:
+    """Applies the guard before anything is done.
+
+    Keys are checked on what this process knows, for speed: their commands are checked again. Persons come rarely, and
+    some of what they ask for is no command.
+    """
+    ledger, guard = caller.house.ledger, caller.guard
+    if guard is None:
+        return
+    states = [ledger.glance(stream) for stream in guard.streams]
+    if caller.kind == "team" and None not in states:
+        try:
+            guard.check(*states, datetime.now(UTC))
+        except Refusal:
+            pass  # what is known here may be old: ask before saying no
+        else:
+            return
+    await ledger.read(guard=guard)

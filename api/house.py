@@ -7,9 +7,11 @@ from infra.background import Background
 from infra.ledger import Ledger
 from infra.limits import Limits
 from infra.llm import Models
+from infra.passwords import Passwords
 from infra.postgres import Pool
 from infra.secrets import KeyRing, SecretStore
 from infra.settings import Settings
+from infra.tokens import Tokens
 from projections.engine import Engine, Progress
 
 
@@ -24,5 +26,7 @@ class House:
     limits: Limits
     key_ring: KeyRing
     secrets: SecretStore
+    passwords: Passwords
+    tokens: Tokens
     targets: Targets
     background: Background

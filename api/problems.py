@@ -23,6 +23,7 @@ from litestar.types import ExceptionHandlersMap
 from api.answers import encode
 from domain.errors import OutOfBounds, Refusal
 from infra.ledger import ClaimLost, Unavailable
+from infra.passwords import PasswordsBusy
 
 log = structlog.get_logger()
 
@@ -50,6 +51,9 @@ PROBLEMS: dict[str, Problem] = {
     "setup_done": Problem(400, "The first owner has already been set up"),
     "self_change": Problem(400, "You cannot change this about yourself"),
     "wrong_password": Problem(400, "The current password is wrong"),
+    "period_not_ended": Problem(400, "This period has not ended yet"),
+    "period_out_of_order": Problem(400, "An earlier period has to be closed first"),
+    "statement_unbalanced": Problem(400, "Opening credits and entries do not add up to the closing credits"),
     "unauthorized": Problem(401, "Invalid or missing credential"),
     "invalid_login": Problem(401, "Invalid e-mail or password"),
     "forbidden": Problem(403, "This belongs to another team"),
@@ -133,7 +137,8 @@ def _answer(status: int, content: Mapping[str, Any], headers: Mapping[str, str] 
 def _refused(_: Request[Any, Any, Any], refusal: Refusal) -> Response[Any]:
     if isinstance(refusal, OutOfBounds):
         return invalid([{"loc": ["body", refusal.field], "msg": refusal.message, "type": "value_error.range"}])
-    return problem(refusal.code, refusal.facts)
+    wait = refusal.facts.get("retry_after_seconds")
+    return problem(refusal.code, refusal.facts, None if wait is None else {"Retry-After": str(wait)})
 
 
 def _troubled(_: Request[Any, Any, Any], trouble: Trouble) -> Response[Any]:
@@ -146,6 +151,10 @@ def _invalid(_: Request[Any, Any, Any], error: Invalid) -> Response[Any]:
 
 def _unavailable(_: Request[Any, Any, Any], error: Unavailable) -> Response[Any]:
     return problem("unavailable", headers={"Retry-After": str(error.retry_after_s)})
+
+
+def _busy(_: Request[Any, Any, Any], __: PasswordsBusy) -> Response[Any]:
+    return problem("unavailable")
 
 
 def _claim_lost(_: Request[Any, Any, Any], __: ClaimLost) -> Response[Any]:
@@ -192,6 +201,7 @@ HANDLERS: ExceptionHandlersMap = {
     Trouble: _troubled,
     Invalid: _invalid,
     Unavailable: _unavailable,
+    PasswordsBusy: _busy,
     ClaimLost: _claim_lost,
     ValidationException: _parameters,
     HTTPException: _http,
