@@ -41,12 +41,17 @@ create function journal.job_of(state bytea) returns text
 create unique index events_one_charge_per_job on journal.events (journal.job_of(state)) where topic = 'CreditsCharged';
 
 
--- The hash of an event covers the hash before it, where it stands, what it is and what it says. The zero bytes keep
--- the parts apart: no text in PostgreSQL contains one.
+-- What an event says, all of it in one piece: where it stands, what it is, what it tells. The zero bytes keep the parts
+-- apart: no text in PostgreSQL contains one.
+create function journal.said(stream text, version bigint, topic text, state bytea) returns bytea
+    language sql immutable parallel safe
+    return convert_to(stream, 'UTF8') || '\x00'::bytea || int8send(version)
+        || convert_to(topic, 'UTF8') || '\x00'::bytea || state;
+
+-- The hash of an event covers what it says and the hash before it, and so everything before it.
 create function journal.chain(previous bytea, stream text, version bigint, topic text, state bytea) returns bytea
     language sql immutable parallel safe
-    return sha256(previous || convert_to(stream, 'UTF8') || '\x00'::bytea || int8send(version)
-                  || convert_to(topic, 'UTF8') || '\x00'::bytea || state);
+    return sha256(previous || journal.said(stream, version, topic, state));
 
 
 -- Which of these streams have moved on since they were read.
@@ -92,9 +97,9 @@ as $$
 declare
     last_position bigint;
     last_hash     bytea;
-    event         record;
-    event_version bigint;
-    written       bigint[] := '{}';
+    numbers       bigint[];
+    said          bytea[];
+    event_said    bytea;
     hashes        bytea[] := '{}';
 begin
     select head.position, head.hash into strict last_position, last_hash from journal.head as head for update;
@@ -114,17 +119,24 @@ begin
         return;
     end if;
 
-    for event in select * from unnest(event_stream, topics, states) as each (stream, topic, state) loop
-        event_version := versions[event.stream] + 1;
-        versions[event.stream] := event_version;
-        last_hash := journal.chain(last_hash, streams[event.stream], event_version, event.topic, event.state);
-        written := written || event_version;
+    -- As much as possible for all events at once; only the hashes must follow one another.
+    select array_agg(numbered.version order by numbered.ordinal),
+           array_agg(journal.said(streams[numbered.stream], numbered.version, numbered.topic, numbered.state)
+                     order by numbered.ordinal)
+    into numbers, said
+    from (
+        select each.ordinal, each.stream, each.topic, each.state,
+               versions[each.stream] + row_number() over (partition by each.stream order by each.ordinal) as version
+        from unnest(event_stream, topics, states) with ordinality as each (stream, topic, state, ordinal)
+    ) as numbered;
+    foreach event_said in array coalesce(said, '{}') loop
+        last_hash := sha256(last_hash || event_said);
         hashes := hashes || last_hash;
     end loop;
 
     insert into journal.events (originator_id, originator_version, topic, state, notification_id, hash)
     select streams[each.stream], each.version, each.topic, each.state, last_position + each.ordinal, each.hash
-    from unnest(event_stream, written, topics, states, hashes) with ordinality
+    from unnest(event_stream, numbers, topics, states, hashes) with ordinality
         as each (stream, version, topic, state, hash, ordinal);
 
     head_position := last_position + cardinality(event_stream);
@@ -202,7 +214,7 @@ grant select on journal.events, journal.head, journal.readable to saas_ledger_ap
 grant select, insert, update, delete on journal.snapshots to saas_ledger_app;
 grant select on journal.snapshots to saas_ledger_auditor;
 grant execute on function journal.append, journal.lock_head, journal.stale, journal.job_of to saas_ledger_app;
-grant execute on function journal.chain, journal.job_of to saas_ledger_auditor;
+grant execute on function journal.said, journal.chain, journal.job_of to saas_ledger_auditor;
 
 -- What follows from the journal. The projections make their tables in it, drop them and build them again.
 create schema readmodel authorization saas_ledger_app;
