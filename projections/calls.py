@@ -1,7 +1,7 @@
 """Calls with all that explains their price: one row a call, from its start to its end."""
 
-from collections.abc import Iterable
-from datetime import datetime
+from collections.abc import Iterable, Sequence
+from datetime import UTC, datetime
 from decimal import Decimal
 from typing import Any
 
@@ -12,6 +12,7 @@ from domain.job import Attempt, CallAttemptFailed, CallFailed, CallFinished, Cal
 from domain.pricing import ZERO
 from infra.journal import Connection
 from projections.projection import Batch, Projection, Statement
+from projections.reading import fetch_all
 
 DDL = """
 create table calls (
@@ -95,6 +96,28 @@ from calls
 where job_id = %s
 order by position
 """
+
+
+_RETRIES = """
+select job_id::text, (sum(times) - count(*))::bigint
+from (select job_id, purpose, count(*) as times from calls where job_id = any(%s::uuid[]) group by 1, 2) as by_purpose
+group by job_id
+"""
+
+
+_OVERDUE = """
+select call_id::text, job_id::text, deadline from calls
+where status = 'running' and deadline < %(at)s and (deadline, call_id) > (%(deadline)s, %(call_id)s)
+order by deadline, call_id limit %(limit)s
+"""
+
+
+class OverdueCall(msgspec.Struct):
+    """A call that has not ended although it should have; the default stands before all of them."""
+
+    call_id: str = "00000000-0000-0000-0000-000000000000"
+    job_id: str = ""
+    deadline: datetime = datetime.min.replace(tzinfo=UTC)
 
 
 class CallRecord(msgspec.Struct, kw_only=True):
@@ -260,6 +283,20 @@ async def of_job(connection: Connection, job_id: str) -> list[CallRecord]:
     async with connection.cursor(row_factory=class_row(CallRecord)) as cursor:
         await cursor.execute(_OF_JOB, (job_id,))
         return await cursor.fetchall()
+
+
+async def retries(connection: Connection, job_ids: Sequence[str]) -> dict[str, int]:
+    """For each of these jobs, how often a purpose was called again: calls beyond the first of each purpose, summed."""
+    cursor = await connection.execute(_RETRIES, (list(job_ids),))
+    return {str(job_id): int(number) for job_id, number in await cursor.fetchall()}  # type: ignore[call-overload]
+
+
+async def overdue(
+    connection: Connection, at: datetime, *, after: OverdueCall | None = None, limit: int
+) -> list[OverdueCall]:
+    """Running calls whose deadline has passed, the oldest first, behind `after`."""
+    parameters = {**msgspec.structs.asdict(after or OverdueCall()), "at": at, "limit": limit}
+    return await fetch_all(connection, OverdueCall, _OVERDUE, parameters)
 
 
 CALLS = Projection(name="calls", version=1, tables=("calls",), ddl=DDL, project=project)
