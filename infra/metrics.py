@@ -31,6 +31,7 @@ _MOST_PROVIDERS = 64
 
 Limit = Literal["requests", "tokens"]
 ProviderOutcome = Literal["ok", "error", "rejected", "timeout"]
+ChoreOutcome = Literal["done", "failed", "put_off"]
 WebhookOutcome = Literal["delivered", "refused", "unreachable", "private_target"]
 
 registry = CollectorRegistry()
@@ -99,6 +100,16 @@ limits_degraded = Gauge(
 webhook_attempts = Counter("saas_webhook_attempts", "Attempts to deliver a webhook.", ["outcome"], registry=registry)
 webhook_seconds = Histogram(
     "saas_webhook_seconds", "Time of one attempt to deliver a webhook.", buckets=_SLOW, registry=registry
+)
+chore_seconds = Histogram(
+    "saas_chore_seconds",
+    "Time of one round of a chore that is done by the clock.",
+    ["chore", "outcome"],
+    buckets=_SLOW,
+    registry=registry,
+)
+chore_things = Counter(
+    "saas_chore_things", "What chores have done: refills, expirations, ...", ["chore"], registry=registry
 )
 replay_mismatches = Counter(
     "saas_replay_mismatches",
@@ -175,6 +186,12 @@ def webhook_attempted(outcome: WebhookOutcome, seconds: float) -> None:
     """Count one attempt to deliver a webhook."""
     webhook_attempts.labels(outcome).inc()
     webhook_seconds.observe(seconds)
+
+
+def chore_ended(chore: str, outcome: ChoreOutcome, seconds: float, *, things: int = 0) -> None:
+    """Count a round of a chore, and what it has done."""
+    chore_seconds.labels(chore, outcome).observe(seconds)
+    chore_things.labels(chore).inc(things)
 
 
 def replay_disagreed(findings: int) -> None:

@@ -81,6 +81,9 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, rename="upper"):
     default_rpm: Limit = 60
     default_tpm: Limit = 60_000
     default_output_tokens: Count = 1_000
+    chore_seconds: Seconds = 15.0
+    """Between two rounds of what is done by the clock: refills, expirations, calls that were interrupted."""
+    purge_seconds: Seconds = 600.0
     job_expiry_hours: Annotated[int, Meta(ge=1, le=87_600)] = 24
     credits_low_thresholds: tuple[Percentage, ...] = (20, 5)
     llm_timeout_seconds: Seconds = 120.0

@@ -1,7 +1,7 @@
 """Jobs with their running totals: one row a job, kept up to date by every event of its stream."""
 
 from collections.abc import Iterable, Mapping
-from datetime import datetime
+from datetime import UTC, datetime
 from decimal import Decimal
 from typing import Any
 
@@ -118,6 +118,22 @@ from jobs
 _OPEN_OF_TEAM = """
 select job_id from jobs where team_id = %s and status in ('pending', 'in_progress') order by created_at limit %s
 """
+
+
+_LEFT_ALONE = """
+select job_id::text, team_id, active_at from jobs
+where status in ('pending', 'in_progress') and running_calls = 0 and active_at <= %(since)s
+  and (active_at, job_id) > (%(active_at)s, %(job_id)s)
+order by active_at, job_id limit %(limit)s
+"""
+
+
+class LeftAlone(msgspec.Struct):
+    """An open job in which nothing happens; the default stands before all of them."""
+
+    job_id: str = "00000000-0000-0000-0000-000000000000"
+    team_id: str = ""
+    active_at: datetime = datetime.min.replace(tzinfo=UTC)
 
 
 class JobRecord(msgspec.Struct, kw_only=True):
@@ -353,6 +369,14 @@ async def page(
     found = await fetch_all(connection, JobRecord, SELECT + where + order, wanted)
     total = await count(connection, _COUNT + where, wanted)
     return found, total
+
+
+async def left_alone(
+    connection: Connection, since: datetime, *, after: LeftAlone | None = None, limit: int
+) -> list[LeftAlone]:
+    """Open jobs without a running call in which nothing has happened since, the oldest first, behind `after`."""
+    parameters = {**msgspec.structs.asdict(after or LeftAlone()), "since": since, "limit": limit}
+    return await fetch_all(connection, LeftAlone, _LEFT_ALONE, parameters)
 
 
 async def open_of_team(connection: Connection, team_id: str, limit: int = 1000) -> list[str]:
