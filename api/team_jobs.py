@@ -72,13 +72,13 @@ class Numbered(msgspec.Struct, frozen=True):
 
 
 def numbered_of(
-    page: Annotated[int, QueryParameter(name="page", ge=1, le=10**9)] = 1,
+    number: Annotated[int, QueryParameter(name="page", ge=1, le=10**9)] = 1,
     page_size: Annotated[int, QueryParameter(ge=1, le=100)] = 20,
     limit: Annotated[int | None, QueryParameter(ge=1, le=1000)] = None,
     offset: Annotated[int | None, QueryParameter(ge=0, le=2**53)] = None,
 ) -> Numbered:
     if limit is None and offset is None:
-        return Numbered(page, page_size, page_size, (page - 1) * page_size)
+        return Numbered(number, page_size, page_size, (number - 1) * page_size)
     limit = limit or page_size
     offset = offset or 0
     return Numbered(offset // limit + 1, limit, limit, offset)
