@@ -15,6 +15,7 @@ from litestar.types import ASGIApp, ControllerRouterHandler
 from api.access_groups import AccessGroupsController
 from api.bodies import StrictBody
 from api.caller import the_caller
+from api.chores import chores
 from api.create_and_call import CreateAndCallController
 from api.credits import CreditsController
 from api.edge import Edge
@@ -40,12 +41,14 @@ from infra.ledger import Ledger
 from infra.limits import Limits
 from infra.llm import Models
 from infra.passwords import Passwords
+from infra.scheduler import Scheduler
 from infra.secrets import KeyRing, SecretStore
 from infra.settings import Settings
 from infra.tokens import Tokens
 from projections.alias_usage import ALIAS_USAGE
 from projections.balances import BALANCES
 from projections.calls import CALLS
+from projections.due import DUE
 from projections.engine import Engine, Progress, tracked
 from projections.group_teams import GROUP_TEAMS
 from projections.jobs import JOBS
@@ -64,6 +67,7 @@ PROJECTIONS: Sequence[Projection] = (
     TEAMS,
     KEYS,
     TRANSACTIONS,
+    DUE,
     GROUP_TEAMS,
     ALIAS_USAGE,
     PROVIDER_CREDENTIALS,
@@ -198,13 +202,16 @@ async def open_house(settings: Settings, dsn: str, *, works: bool = True) -> Asy
     watch = asyncio.create_task(EmbeddedServer(settings.data_dir).supervise()) if settings.embedded else None
     await ledger.start()
     await house.models.start()
+    scheduler = Scheduler(connect, chores(house))
     if works:
         await engine.start()
+        await scheduler.start()
     try:
         yield house
     finally:
         if watch is not None:
             watch.cancel()
+        await scheduler.stop()
         await house.background.drain(settings.shutdown_timeout_seconds)
         await house.models.close()
         await ledger.stop()
