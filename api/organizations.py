@@ -96,25 +96,20 @@ class OrganizationAnswer(msgspec.Struct, kw_only=True):
 
 
 class DefaultTeam(msgspec.Struct, kw_only=True):
-    """`virtual_key` is in the clear, this once."""
+    """The team, with `virtual_key` in the clear this once; or only `error`, when there could be none."""
 
-    team_id: str
-    team_alias: str | None
-    virtual_key: str
-    model_groups: list[str]
-    access_groups: list[str]
-    allowed_model_aliases: list[str]
-    credits_allocated: int
-
-
-class NoDefaultTeam(msgspec.Struct, kw_only=True):
-    """Why there is none, although one was asked for."""
-
-    error: str
+    team_id: str | UnsetType = UNSET
+    team_alias: str | UnsetType | None = UNSET
+    virtual_key: str | UnsetType = UNSET
+    model_groups: list[str] | UnsetType = UNSET
+    access_groups: list[str] | UnsetType = UNSET
+    allowed_model_aliases: list[str] | UnsetType = UNSET
+    credits_allocated: int | UnsetType = UNSET
+    error: str | UnsetType = UNSET
 
 
 class OrganizationMade(OrganizationAnswer, kw_only=True):
-    default_team: DefaultTeam | NoDefaultTeam | None
+    default_team: DefaultTeam | None
 
 
 class OrganizationSummary(msgspec.Struct, kw_only=True):
@@ -390,9 +385,9 @@ def _first_team(house: House, team: Team, catalog: Any, command: CreateTeam, key
     )
 
 
-def _no_team(team: Team | None) -> NoDefaultTeam:
+def _no_team(team: Team | None) -> DefaultTeam:
     """Either its id was taken, or one of its groups is unknown."""
-    return NoDefaultTeam(error=PROBLEMS["not_found" if team is None else "already_exists"].detail)
+    return DefaultTeam(error=PROBLEMS["not_found" if team is None else "already_exists"].detail)
 
 
 async def _set_status(
