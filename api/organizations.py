@@ -9,7 +9,7 @@ import msgspec
 from litestar import Controller, Response, delete, get, post, put, route
 from litestar.di import NamedDependency
 from litestar.params import FromPath, FromQuery, JSONBody
-from msgspec import UNSET, Meta
+from msgspec import UNSET, Meta, UnsetType
 
 from api.answers import reply, ts, usd6
 from api.bodies import ID, Credits, Name200, Text500
