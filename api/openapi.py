@@ -210,6 +210,8 @@ def _translated(node: Any, names: dict[str, str]) -> Any:
             return _plain({key: _translated(value, names) for key, value in node.items() if not _is_noise(key, value)})
         case list():
             return [_translated(each, names) for each in node]
+        case msgspec.Struct():
+            return msgspec.to_builtins(node)
         case _:
             return node
 
