@@ -11,16 +11,19 @@ again every few seconds, so a fixed version of the code simply goes on.
 import asyncio
 import contextlib
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import psycopg
 import structlog
+from psycopg import AsyncCursor
+from psycopg.rows import class_row
 from psycopg.sql import SQL, Identifier
 
 from infra import journal, metrics
 from infra.journal import Connection, PoisonEvent
-from projections.projection import Batch, Projection, encode
+from projections.projection import Batch, Projection, Question, encode
 
 log = structlog.get_logger()
 
@@ -113,6 +116,7 @@ class Engine:
         connect: opens a connection as the application's role.
         projections: the read models, in the order in which they are written.
         progress: told about every batch.
+        projected: called after every batch with the position that is reached.
     """
 
     def __init__(
@@ -120,10 +124,12 @@ class Engine:
         connect: Callable[[], Awaitable[Connection]],
         projections: Sequence[Projection],
         progress: Progress,
+        projected: Callable[[int], None] = lambda position: None,
     ) -> None:
         self._connect = connect
         self._projections = projections
         self._progress = progress
+        self._projected = projected
         self._news = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
         self.health = Health()
@@ -183,6 +189,7 @@ class Engine:
                 await project(connection, self._projections, Batch(events))
                 position = events[-1].position
                 self._progress.moved(position)
+                self._projected(position)
                 self.health.stopped_by = None
                 metrics.projections_stopped(False)
                 metrics.projected(lag_events=len(events), lag_seconds=self.health.lag_seconds)
@@ -246,6 +253,18 @@ async def project(connection: Connection, projections: Sequence[Projection], bat
 
 async def project_rows(connection: Connection, projections: Sequence[Projection], batch: Batch) -> None:
     for projection in projections:
-        for statement, rows in projection.project(batch):
+        answers = await _answers(connection, projection.asks(batch))
+        for statement, rows in projection.project(batch, *answers):
             if rows:
                 await connection.execute(statement.encode(), (encode(rows),))
+
+
+async def _answers(connection: Connection, questions: Iterable[Question]) -> list[list[Any]]:
+    """Asks everything before it waits for anything; about nothing, nothing is asked."""
+    asked: list[AsyncCursor[Any] | None] = []
+    for question in questions:
+        cursor = connection.cursor(row_factory=class_row(question.kind)) if question.rows else None
+        if cursor is not None:
+            await cursor.execute(question.select.encode(), (encode(question.rows),))
+        asked.append(cursor)
+    return [[] if cursor is None else await cursor.fetchall() for cursor in asked]

@@ -3,6 +3,9 @@
 Table names are unqualified: the engine puts `readmodel` on the search path, or the schema of a rebuild's shadow. Rows
 reach a statement as one JSON array in its only parameter, to be unfolded with `json_to_recordset`; so a batch costs one
 statement a table, however many events are in it.
+
+What a batch needs to know and does not say, because it was said long before, a projection asks for first: the function
+stays pure, and the questions cost one round trip together.
 """
 
 from collections import defaultdict
@@ -18,6 +21,15 @@ from infra.journal import Recorded
 
 E = TypeVar("E", bound=Event)
 Statement = tuple[str, Sequence[msgspec.Struct]]
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """A select with rows as its only parameter, like a statement; it is answered by records of this kind."""
+
+    select: str
+    rows: Sequence[msgspec.Struct]
+    kind: type[Any]
 
 
 class Batch:
@@ -48,6 +60,10 @@ def _position(recorded: Recorded) -> int:
     return recorded.position
 
 
+def _nothing(batch: Batch) -> Iterable[Question]:
+    return ()
+
+
 @dataclass(frozen=True)
 class Projection:
     """A read model.
@@ -57,14 +73,16 @@ class Projection:
         version: raised when tables or meaning change; the engine then builds it again.
         tables: the tables it owns.
         ddl: makes them, with their indexes.
-        project: what a batch of events changes in them.
+        project: what a batch of events changes in them, given the answers to its questions, a list each.
+        asks: what it has to know before.
     """
 
     name: str
     version: int
     tables: tuple[str, ...]
     ddl: str
-    project: Callable[[Batch], Iterable[Statement]]
+    project: Callable[..., Iterable[Statement]]
+    asks: Callable[[Batch], Iterable[Question]] = _nothing
 
 
 def encode(rows: Sequence[Any]) -> str:
