@@ -19,6 +19,11 @@ def usd6(amount: Decimal) -> Decimal:
     return number(_EXACT.quantize(amount, Decimal("0.000001")))
 
 
+def average6(total: Decimal, count: int) -> Decimal:
+    """An average in dollars: 6 decimals, rounded once; 0 of nothing."""
+    return usd6(_EXACT.divide(total, Decimal(count)) if count else Decimal(0))
+
+
 def usd8(amount: Decimal) -> Decimal:
     """An amount of one call in dollars: its 8 decimals."""
     return number(_EXACT.quantize(amount, Decimal("0.00000001")))

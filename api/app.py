@@ -23,6 +23,7 @@ from api.health import HealthController, MetricsController
 from api.house import House
 from api.idempotency import Replay, replay
 from api.jobs import JobsController, TeamJobsController
+from api.keys import KeysController
 from api.listing import DEPENDENCIES as LISTING
 from api.llm_calls import LlmCallsController
 from api.model_aliases import ModelAliasesController
@@ -34,6 +35,7 @@ from api.provider_credentials import ProviderCredentialsController
 from api.targets import Targets
 from api.team_jobs import TeamJobRowsController
 from api.teams import TeamsController
+from api.usage import UsageController
 from infra import postgres
 from infra.background import Background
 from infra.embedded import EmbeddedServer
@@ -81,6 +83,8 @@ CONTROLLERS: Sequence[ControllerRouterHandler] = (
     CreditsController,
     OrganizationsController,
     TeamsController,
+    KeysController,
+    UsageController,
     JobsController,
     TeamJobsController,
     TeamJobRowsController,

@@ -69,6 +69,9 @@ class KeyRecord(msgspec.Struct, kw_only=True):
     ends_at: datetime | None
     last_used_at: datetime | None = None
 
+    def is_active(self, at: datetime) -> bool:
+        return self.ends_at is None or at < self.ends_at
+
     @classmethod
     def of(cls, team_id: str, key: VirtualKey) -> "KeyRecord":
         """A key of a team's state; when it was last used is not in there."""
