@@ -267,8 +267,6 @@ def _keep_members(catalog: Catalog | None, command: ChangeModelGroup) -> list[Ev
 
 
 async def _look_at(house: House, team_id: str) -> tuple[Catalog, Team]:
-    if "\0" in team_id:
-        raise NotFound("team")
     catalog, team = (await house.ledger.read(THE_CATALOG, TEAM.stream(team_id))).states
     if team is None:
         raise NotFound("team")
