@@ -6,6 +6,7 @@ import random
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 from uuid import uuid4
 
 import httpx
@@ -33,52 +34,63 @@ class Acknowledged:
     credits_maybe_added: list[tuple[str, int]] = field(default_factory=list)
 
 
-async def customer(house: House, team_id: str, key: str, seen: Acknowledged, chance: random.Random) -> None:
+class Gone(Exception):
+    """The server has been killed, or is just being."""
+
+
+async def customer(
+    client: httpx.AsyncClient, admin: dict[str, str], team_id: str, seen: Acknowledged, chance: random.Random
+) -> None:
     """Opens jobs, calls, completes and pays until the server is gone."""
-    headers = {"Authorization": f"Bearer {key}"}
-    admin = {"Authorization": f"Bearer {house.master_key}"}
-    async with httpx.AsyncClient(base_url=house.url, headers=headers, timeout=30) as client:
-        while True:
-            try:
-                body = {"team_id": team_id, "job_type": "proof"}
-                answer = await client.post("/api/jobs/create", json=body)
-                job_id = answer.json()["job_id"]
-                seen.jobs.add(job_id)
-                for _ in range(chance.randint(0, 2)):
-                    asked = {"messages": [{"role": "user", "content": "Are you there?"}]}
-                    answer = await client.post(f"/api/jobs/{job_id}/llm-call", json=asked)
-                    assert answer.status_code == 200, answer.text
-                    seen.calls[job_id] = seen.calls.get(job_id, 0) + 1
-                if chance.random() < 0.2:
-                    reference, credits = str(uuid4()), chance.randint(1, 9)
-                    seen.credits_maybe_added.append((reference, credits))
-                    payment = {"credits": credits, "payment_type": "one_time", "payment_reference": reference}
-                    path = f"/api/credits/teams/{team_id}/replenish"
-                    answer = await client.post(path, json=payment, headers=admin)
-                    assert answer.status_code == 200, answer.text
-                    seen.credits_maybe_added.remove((reference, credits))
-                    seen.credits_added += credits
-                seen.completing[job_id] = idempotency_key = str(uuid4())
-                answer = await client.post(
-                    f"/api/jobs/{job_id}/complete",
-                    json={"status": "completed"},
-                    headers={"Idempotency-Key": idempotency_key},
-                )
-                assert answer.status_code == 200, answer.text
-                seen.completed.add(job_id)
-                del seen.completing[job_id]
-            except (httpx.TransportError, KeyError):
-                return  # the server has been killed, or is just being
+
+    async def post(path: str, body: object, **headers: str) -> dict[str, Any]:
+        try:
+            answer = await client.post(path, json=body, headers=headers)
+        except httpx.TransportError:
+            raise Gone from None
+        if answer.status_code == 503:
+            raise Gone
+        assert answer.status_code == 200, answer.text
+        found: dict[str, Any] = answer.json()
+        return found
+
+    while True:
+        try:
+            job_id = (await post("/api/jobs/create", {"team_id": team_id, "job_type": "proof"}))["job_id"]
+            seen.jobs.add(job_id)
+            for _ in range(chance.randint(0, 2)):
+                asked = {"messages": [{"role": "user", "content": "Are you there?"}]}
+                await post(f"/api/jobs/{job_id}/llm-call", asked)
+                seen.calls[job_id] = seen.calls.get(job_id, 0) + 1
+            if chance.random() < 0.2:
+                reference, credits = str(uuid4()), chance.randint(1, 9)
+                seen.credits_maybe_added.append((reference, credits))
+                payment = {"credits": credits, "payment_type": "one_time", "payment_reference": reference}
+                await post(f"/api/credits/teams/{team_id}/replenish", payment, **admin)
+                seen.credits_maybe_added.remove((reference, credits))
+                seen.credits_added += credits
+            seen.completing[job_id] = str(uuid4())
+            completed = {"status": "completed"}
+            await post(f"/api/jobs/{job_id}/complete", completed, **{"Idempotency-Key": seen.completing[job_id]})
+            seen.completed.add(job_id)
+            del seen.completing[job_id]
+        except Gone:
+            return
 
 
 async def load(house: House, team_id: str, key: str, seen: Acknowledged, chance: random.Random) -> None:
-    customers = [
-        asyncio.create_task(customer(house, team_id, key, seen, random.Random(chance.random())))
-        for _ in range(CONNECTIONS)
-    ]
-    await asyncio.sleep(chance.uniform(0.2, 2.0))
-    await asyncio.to_thread(house.kill_everything)
-    await asyncio.gather(*customers)
+    admin = {"Authorization": f"Bearer {house.master_key}"}
+    limits = httpx.Limits(max_connections=CONNECTIONS)
+    async with httpx.AsyncClient(
+        base_url=house.url, headers={"Authorization": f"Bearer {key}"}, timeout=30, limits=limits
+    ) as client:
+        customers = [
+            asyncio.create_task(customer(client, admin, team_id, seen, random.Random(chance.random())))
+            for _ in range(CONNECTIONS)
+        ]
+        await asyncio.sleep(chance.uniform(0.3, 2.0))
+        await asyncio.to_thread(house.kill_everything)
+        await asyncio.gather(*customers)
 
 
 def repeat_what_nobody_answered(house: House, key: str, seen: Acknowledged) -> None:
@@ -135,6 +147,7 @@ def test_what_was_acknowledged_survives_a_kill_of_everything(tmp_path: Path) -> 
             repeat_what_nobody_answered(house, key, seen)
             check_nothing_is_lost(house, team_id, seen, granted)
             check_books(house)
+            assert seen.completed, "the load came to nothing"
             print(
                 f"round {number}: {len(seen.jobs)} jobs, {sum(seen.calls.values())} calls, "
                 f"{len(seen.completed)} completions acknowledged; lost 0, charged twice 0"
