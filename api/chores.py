@@ -81,7 +81,7 @@ async def refill(house: House, at: datetime) -> int:
             first_day = first_day_of(period, at)
             return await due.to_refill(connection, period, first_day, after=after or "", limit=PAGE)
 
-        refilled += await _sweep(house, some, one)
+        refilled += await sweep(house, some, one)
     return refilled
 
 
@@ -94,7 +94,7 @@ async def expire_grants(house: House, at: datetime) -> int:
     async def one(team_id: str) -> bool:
         return await _decide(house, expire_credits, ExpireCredits(**_signature(at)), CREDIT.stream(team_id))
 
-    return await _sweep(house, some, one)
+    return await sweep(house, some, one)
 
 
 # -- jobs and calls ----------------------------------------------------------------------------------------------------
@@ -110,7 +110,7 @@ async def interrupt_calls(house: House, at: datetime) -> int:
         command = FailCall(**_signature(at), call_id=call.call_id, error="interrupted")
         return await _decide(house, fail_call, command, JOB.stream(call.job_id))
 
-    return await _sweep(house, some, one)
+    return await sweep(house, some, one)
 
 
 async def expire_jobs(house: House, at: datetime) -> int:
@@ -124,7 +124,7 @@ async def expire_jobs(house: House, at: datetime) -> int:
         command = ExpireJob(**_signature(at), charge_id=str(uuid4()), idle=idle)
         return await _decide(house, expire_job, command, JOB.stream(job.job_id), CREDIT.stream(job.team_id))
 
-    return await _sweep(house, some, one)
+    return await sweep(house, some, one)
 
 
 async def cancel_orphaned(house: House, at: datetime) -> int:
@@ -162,7 +162,7 @@ def _signature(at: datetime) -> dict[str, Any]:
     return {"at": at, "by": SYSTEM, "request": ""}
 
 
-async def _sweep(
+async def sweep(
     house: House,
     some: Callable[[Connection, C | None], Awaitable[list[C]]],
     one: Callable[[C], Awaitable[bool]],

@@ -54,6 +54,7 @@ class Scheduler:
         connect: opens a connection to PostgreSQL; it stays open.
         chores: done in this order when several are due.
         clock: what time it is.
+        election_s: how long to wait before asking for the lock again.
     """
 
     def __init__(
@@ -62,10 +63,12 @@ class Scheduler:
         chores: Sequence[Chore],
         *,
         clock: Callable[[], datetime] = lambda: datetime.now(UTC),
+        election_s: float = ELECTION_SECONDS,
     ) -> None:
         self._connect = connect
         self._chores = chores
         self._clock = clock
+        self._election_s = election_s
         self._task: asyncio.Task[None] | None = None
         self.is_leading = False
 
@@ -88,11 +91,11 @@ class Scheduler:
                 log.warning("scheduler.connection_lost", reason=type(problem).__name__)
             finally:
                 self.is_leading = False
-            await asyncio.sleep(ELECTION_SECONDS)
+            await asyncio.sleep(self._election_s)
 
     async def _lead(self, connection: Connection) -> None:
         while not await _is_elected(connection):  # noqa: ASYNC110 the database cannot wake us
-            await asyncio.sleep(ELECTION_SECONDS)
+            await asyncio.sleep(self._election_s)
         self.is_leading = True
         log.info("scheduler.leading")
         due = {chore.name: time.monotonic() for chore in self._chores}
