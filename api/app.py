@@ -13,6 +13,8 @@ from litestar.di import Provide
 from litestar.types import ASGIApp, ControllerRouterHandler
 
 from api.access_groups import AccessGroupsController
+from api.admin_audit_log import AdminAuditLogController
+from api.admin_users import AdminUsersController
 from api.bodies import StrictBody
 from api.caller import the_caller
 from api.chores import chores
@@ -32,6 +34,7 @@ from api.openapi import OpenAPIController, document
 from api.organizations import OrganizationsController
 from api.problems import HANDLERS
 from api.provider_credentials import ProviderCredentialsController
+from api.sessions import SessionsController
 from api.targets import Targets
 from api.team_jobs import TeamJobRowsController
 from api.teams import TeamsController
@@ -48,6 +51,7 @@ from infra.secrets import KeyRing, SecretStore
 from infra.settings import Settings
 from infra.tokens import Tokens
 from projections.alias_usage import ALIAS_USAGE
+from projections.audit_log import AUDIT_LOG
 from projections.balances import BALANCES
 from projections.calls import CALLS
 from projections.due import DUE
@@ -75,6 +79,7 @@ PROJECTIONS: Sequence[Projection] = (
     PROVIDER_CREDENTIALS,
     ORGANIZATIONS,
     USAGE,
+    AUDIT_LOG,
 )
 CONTROLLERS: Sequence[ControllerRouterHandler] = (
     HealthController,
@@ -94,6 +99,9 @@ CONTROLLERS: Sequence[ControllerRouterHandler] = (
     AccessGroupsController,
     ModelGroupsController,
     ProviderCredentialsController,
+    SessionsController,
+    AdminUsersController,
+    AdminAuditLogController,
 )
 
 EXPOSED_HEADERS = [
