@@ -12,8 +12,8 @@ from rich.text import Text
 
 from infra.readable import Line
 
-OUT = Console(highlight=False, soft_wrap=True)
-ASIDE = Console(stderr=True, highlight=False, soft_wrap=True)
+OUT = Console(highlight=False, emoji=False, soft_wrap=True)
+ASIDE = Console(stderr=True, highlight=False, emoji=False, soft_wrap=True)
 """For what is no answer: standard output stays clean for whoever reads on."""
 
 
@@ -28,16 +28,14 @@ def say_json(answer: Any) -> None:
     sys.stdout.flush()
 
 
-def facts(event: Mapping[str, Any], *, leave_out: frozenset[str] = frozenset()) -> str:
+def facts(event: Mapping[str, Any]) -> str:
     """What an event says, in one line: `credits=10 kind=allocation`. What says nothing is left out."""
     empty: tuple[Any, ...] = (None, [], {}, "")
-    return " ".join(
-        f"{name}={_fact(value)}" for name, value in event.items() if value not in empty and name not in leave_out
-    )
+    return " ".join(f"{name}={_fact(value)}" for name, value in event.items() if value not in empty)
 
 
 def _fact(value: Any) -> str:
-    if isinstance(value, str) and value and not set(value) & set(' "=\n'):
+    if isinstance(value, str) and value.isprintable() and not set(value) & set(' "='):
         return value
     return msgspec.json.encode(value).decode()
 

@@ -9,10 +9,12 @@ from typing import Any, LiteralString
 
 import msgspec
 from psycopg import AsyncConnection
+from psycopg import Connection as BlockingConnection
 from psycopg.rows import class_row
 
 from infra.journal import Connection
 
+_READ_ONLY: Any = {"application_name": "saas-litellm reader", "options": "-c default_transaction_read_only=on"}
 _NEXT: LiteralString = """
 select * from journal.readable
 where position > %(after)s
@@ -55,9 +57,12 @@ class Line(msgspec.Struct, frozen=True, kw_only=True):
 
 async def connect(dsn: str) -> Connection:
     """A connection that can change nothing."""
-    return await AsyncConnection.connect(
-        dsn, autocommit=True, application_name="saas-litellm reader", options="-c default_transaction_read_only=on"
-    )
+    return await AsyncConnection.connect(dsn, autocommit=True, **_READ_ONLY)
+
+
+def connect_blocking(dsn: str) -> BlockingConnection[Any]:
+    """The same for who reads so much that nothing else goes on meanwhile."""
+    return BlockingConnection.connect(dsn, autocommit=True, **_READ_ONLY)
 
 
 async def lines(

@@ -1,0 +1,173 @@
+"""The server as a process: how it starts, answers, ends, and comes back."""
+
+import os
+import signal
+import stat
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from infra.embedded import EmbeddedServer
+from tests.api.conftest import TestTeam, make_alias, make_team
+from tests.api.serving import Served, run, serving, start, until
+from tests.provider import FakeProvider
+
+QUESTION = [{"role": "user", "content": "Hello?"}]
+
+
+@pytest.fixture(scope="module")
+def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    """One server for the tests that leave it as they found it."""
+    with serving(tmp_path_factory.mktemp("served") / "data") as served:
+        yield served
+
+
+@pytest.fixture
+def admin(served: Served) -> Iterator[httpx.Client]:
+    with served.client() as client:
+        yield client
+
+
+@pytest.fixture
+def team(served: Served, admin: httpx.Client) -> TestTeam:
+    return make_team(served, admin)
+
+
+def test_an_empty_folder_becomes_a_healthy_server(served: Served):
+    assert httpx.get(f"{served.url}/health").json()["status"] == "healthy"
+
+
+def test_keys_are_made_once_and_only_their_owner_can_read_them(served: Served):
+    key_file = served.data_dir / "encryption-key"
+
+    assert len(key_file.read_text()) > 16
+    assert stat.S_IMODE(key_file.stat().st_mode) == 0o600
+
+
+def test_a_setting_that_makes_no_sense_is_one_line_and_exit_code_2(tmp_path: Path):
+    done = run(tmp_path / "data", "serve", PORT="eighty")
+
+    assert done.returncode == 2
+    assert done.stderr.splitlines() == ["saas-litellm: PORT: expected `int`, got `str`"]
+
+
+def test_a_database_that_does_not_answer_is_one_line_and_exit_code_2(tmp_path: Path):
+    keys = {"ENCRYPTION_KEY": "a-key-of-the-test-suite", "JWT_SECRET_KEY": "another-key-of-the-test-suite"}
+    done = run(tmp_path / "data", "serve", DATABASE_URL="postgresql://nobody@127.0.0.1:1/nothing", **keys)
+
+    assert done.returncode == 2
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("saas-litellm: the database does not answer")
+
+
+def test_a_stream_reaches_the_client_while_the_provider_is_still_sending(
+    served: Served, admin: httpx.Client, team: TestTeam, provider: FakeProvider
+):
+    alias = make_alias(admin, provider, "hang-after-3")
+
+    # The provider falls silent after its third chunk until we hang up: what is buffered anywhere never gets here.
+    with stream(team, team.job(), alias) as answer:
+        data = (line for line in answer.iter_lines() if line.startswith("data: "))
+        arrived = [next(data), next(data)]
+
+    assert all('"content":"' in line for line in arrived)
+
+
+def test_a_client_that_hangs_up_in_mid_stream_is_settled_for_what_it_got(
+    served: Served, admin: httpx.Client, team: TestTeam, provider: FakeProvider
+):
+    alias = make_alias(admin, provider, "hang-after-3")
+    job_id = team.job()
+
+    with stream(team, job_id, alias) as answer:
+        next(line for line in answer.iter_lines() if line.startswith("data: "))
+    (call,) = until(lambda: ended_calls(team, job_id))
+
+    assert (call["status"], call["partial"], call["finish_reason"]) == ("completed", True, "cancelled")
+    assert call["tokens"] > 0
+    provider.until(lambda provider: provider.disconnects["hang-after-3"] > 0)
+
+
+def test_sigterm_settles_the_call_in_flight_and_ends_with_0(tmp_path: Path, provider: FakeProvider):
+    with serving(tmp_path / "data") as served, served.client() as admin, ThreadPoolExecutor() as threads:
+        team = make_team(served, admin)
+        alias = make_alias(admin, provider, "slow-1500")
+        job_id = team.job()
+        asked = provider.calls["slow-1500"]
+        answer = threads.submit(call, team, job_id, alias)
+        provider.until(lambda provider: provider.calls["slow-1500"] > asked)
+
+        assert served.stop() == 0
+        assert answer.result().status_code == 200
+
+    with serving(tmp_path / "data") as served:
+        (settled,) = again(served, team).get(f"/api/jobs/{job_id}").json()["calls"]
+    assert settled["status"] == "completed"
+
+
+def test_what_was_acknowledged_survives_a_sigkill_of_everything(tmp_path: Path, provider: FakeProvider):
+    with serving(tmp_path / "data") as served, served.client() as admin:
+        team = make_team(served, admin, credits=10)
+        alias = make_alias(admin, provider)
+        job_id = team.job()
+        assert call(team, job_id, alias).status_code == 200
+        ended = team.client.post(f"/api/jobs/{job_id}/complete", json={"status": "completed"}).json()
+        served.kill_everything()
+
+    with serving(tmp_path / "data") as served:
+        client = again(served, team)
+        assert client.get(f"/api/credits/balance?team_id={team.team_id}").json()["credits_remaining"] == 9
+        assert client.post(f"/api/jobs/{job_id}/complete", json={"status": "completed"}).json() == ended
+        verified = run(served.data_dir, "verify")
+    assert verified.returncode == 0, verified.stderr
+
+
+def test_the_embedded_postgresql_comes_back_while_the_server_runs(served: Served, admin: httpx.Client, team: TestTeam):
+    database = EmbeddedServer(served.data_dir)
+    killed = database.pid
+    assert killed is not None
+
+    os.kill(killed, signal.SIGKILL)
+
+    until(lambda: database.pid not in {killed, None} and database.alive())
+    until(lambda: team.client.get(f"/api/teams/{team.team_id}").status_code == 200)
+    assert team.job()
+
+
+def test_background_work_can_be_left_to_another_process(tmp_path: Path):
+    with serving(tmp_path / "data", "--api-only") as served, served.client() as admin:
+        worker = start(served.data_dir, "work")
+        try:
+            team = make_team(served, admin, credits=10)
+            balance = f"/api/credits/balance?team_id={team.team_id}"
+            # The answer is the worker's: the server itself projects nothing.
+            assert until(lambda: admin.get(balance).json().get("credits_remaining")) == 10
+        finally:
+            worker.send_signal(signal.SIGTERM)
+        assert worker.wait(30) == 0
+        admin.post("/api/credits/add", json={"team_id": team.team_id, "amount": 5})
+        behind = admin.get(balance)
+    assert (behind.json()["credits_remaining"], behind.headers["X-Ledger-Lag"]) == (10, "1")
+
+
+def stream(team: TestTeam, job_id: str, alias: str) -> Any:
+    body = {"model": alias, "messages": QUESTION}
+    return team.client.stream("POST", f"/api/jobs/{job_id}/llm-call-stream", json=body)
+
+
+def call(team: TestTeam, job_id: str, alias: str) -> httpx.Response:
+    return team.client.post(f"/api/jobs/{job_id}/llm-call", json={"model": alias, "messages": QUESTION})
+
+
+def ended_calls(team: TestTeam, job_id: str) -> list[dict[str, Any]]:
+    calls = team.client.get(f"/api/jobs/{job_id}").json()["calls"]
+    return [call for call in calls if call["status"] != "running"]
+
+
+def again(served: Served, team: TestTeam) -> httpx.Client:
+    """The team's client for a server that has come back at another address."""
+    return served.client(team.key)
