@@ -50,7 +50,7 @@ class ChangeAccessGroupBody(msgspec.Struct):
     model_aliases: list[Name200] | None = None
 
 
-class MembersBody(msgspec.Struct):
+class AliasNamesBody(msgspec.Struct):
     model_aliases: list[Name200]
 
 
@@ -162,22 +162,22 @@ class AccessGroupsController(Controller):
         self,
         caller: NamedDependency[Caller],
         group_name: FromPath[str],
-        data: JSONBody[list[Name200] | MembersBody],
+        data: JSONBody[list[Name200] | AliasNamesBody],
     ) -> Response[AccessGroupAnswer]:
         """Say anew which aliases are in the group."""
-        aliases = data.model_aliases if isinstance(data, MembersBody) else data
+        aliases = data.model_aliases if isinstance(data, AliasNamesBody) else data
         return await _change(caller, group_name, model_aliases=tuple(aliases))
 
     @post("/{group_name:str}/add-models", status_code=200, guards=[admin_only])
     async def add_models(
-        self, caller: NamedDependency[Caller], group_name: FromPath[str], data: JSONBody[MembersBody]
+        self, caller: NamedDependency[Caller], group_name: FromPath[str], data: JSONBody[AliasNamesBody]
     ) -> Response[AccessGroupAnswer]:
         """Put aliases into the group; those that are in it stay."""
         return await _change(caller, group_name, add_aliases=tuple(data.model_aliases))
 
     @post("/{group_name:str}/remove-models", status_code=200, guards=[admin_only])
     async def remove_models(
-        self, caller: NamedDependency[Caller], group_name: FromPath[str], data: JSONBody[MembersBody]
+        self, caller: NamedDependency[Caller], group_name: FromPath[str], data: JSONBody[AliasNamesBody]
     ) -> Response[AccessGroupAnswer]:
         """Take aliases out of the group; those that are not in it stay outside."""
         return await _change(caller, group_name, remove_aliases=tuple(data.model_aliases))

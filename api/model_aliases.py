@@ -53,7 +53,7 @@ from projections.group_teams import Kind
 T = TypeVar("T")
 
 # Names travel in paths.
-NO_SLASH = r"^[^/\x00-\x1f\x7f\ufffd]*$"
+NO_SLASH = r"^[^/\x00-\x1f\x7f\ufffd]*$(?!\n)"
 AliasName = Annotated[str, Meta(min_length=1, max_length=200, pattern=NO_SLASH)]
 Text255 = Annotated[str, Meta(max_length=255, pattern=NO_CONTROL)]
 Teams = Mapping[str, Iterable[str]]

@@ -46,12 +46,12 @@ GroupName = Annotated[str, Meta(min_length=1, max_length=100, pattern=NO_SLASH)]
 Priority = Annotated[int, Meta(ge=0, le=2**31 - 1)]
 
 
-class MemberBody(msgspec.Struct):
+class GroupMemberBody(msgspec.Struct):
     model_name: Name255
     priority: Priority | None = None
 
 
-Members = list[MemberBody | Name255]
+Members = list[GroupMemberBody | Name255]
 
 
 class CreateModelGroupBody(msgspec.Struct):
@@ -67,11 +67,11 @@ class ChangeModelGroupBody(msgspec.Struct):
     status: GroupStatus | None = None
 
 
-class MembersBody(msgspec.Struct):
+class GroupMembersBody(msgspec.Struct):
     models: Members
 
 
-class MemberAnswer(msgspec.Struct):
+class GroupMemberAnswer(msgspec.Struct):
     id: Uuid
     model_group_id: Uuid
     model_name: str
@@ -86,14 +86,14 @@ class ModelGroupAnswer(msgspec.Struct):
     display_name: str
     description: str | None
     status: str
-    models: list[MemberAnswer]
+    models: list[GroupMemberAnswer]
     created_at: Timestamp
     updated_at: Timestamp
 
 
 class ModelGroupMembersAnswer(msgspec.Struct):
     group_name: str
-    models: list[MemberAnswer]
+    models: list[GroupMemberAnswer]
 
 
 class ModelGroupDeletedAnswer(msgspec.Struct):
@@ -173,11 +173,11 @@ class ModelGroupsController(Controller):
         caller: NamedDependency[Caller],
         house: NamedDependency[House],
         group_name: FromPath[str],
-        data: JSONBody[Members | MembersBody],
+        data: JSONBody[Members | GroupMembersBody],
     ) -> Response[ModelGroupMembersAnswer]:
         """Say anew which models are in the group, and in which order."""
         signature = caller.signature()
-        members = _members(data.models if isinstance(data, MembersBody) else data, house.models, signature["at"])
+        members = _members(data.models if isinstance(data, GroupMembersBody) else data, house.models, signature["at"])
         command = ChangeModelGroup(**signature, group_name=group_name, members=members)
         return await caller.carry_out(
             _keep_members,
@@ -238,9 +238,9 @@ class ModelGroupsController(Controller):
 # -- what the methods have in common -----------------------------------------------------------------------------------
 
 
-def _members(models: Sequence[MemberBody | str], house_models: Models, at: datetime) -> tuple[GroupMember, ...]:
+def _members(models: Sequence[GroupMemberBody | str], house_models: Models, at: datetime) -> tuple[GroupMember, ...]:
     """The members that a body names, each with what it costs by the public price list today."""
-    members = [MemberBody(each) if isinstance(each, str) else each for each in models]
+    members = [GroupMemberBody(each) if isinstance(each, str) else each for each in models]
     return tuple(
         GroupMember(
             member_id=str(uuid4()),
@@ -302,9 +302,9 @@ def model_group_answer(catalog: Catalog, group: ModelGroup, *, for_admin: bool) 
     )
 
 
-def _member_answers(catalog: Catalog, group: ModelGroup, *, for_admin: bool) -> list[MemberAnswer]:
+def _member_answers(catalog: Catalog, group: ModelGroup, *, for_admin: bool) -> list[GroupMemberAnswer]:
     return [
-        MemberAnswer(
+        GroupMemberAnswer(
             id=member.member_id,
             model_group_id=group.group_id,
             model_name=_shown(catalog, group, member.model_name, for_admin=for_admin),

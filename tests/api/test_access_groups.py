@@ -106,14 +106,15 @@ def test_unknown_aliases_and_groups_are_not_found(admin: httpx.Client) -> None:
         answer = admin.request(method, path, json=sent)
         assert (404, "model_alias") == (answer.status_code, answer.json()["resource"])
     missing = f"/api/model-access-groups/{a_name()}"
-    for method, path, sent in (
+    requests: list[tuple[str, str, Any]] = [
         ("GET", missing, None),
         ("PUT", missing, {}),
         ("PUT", f"{missing}/models", []),
         ("POST", f"{missing}/add-models", {"model_aliases": []}),
         ("POST", f"{missing}/remove-models", {"model_aliases": []}),
         ("DELETE", missing, None),
-    ):
+    ]
+    for method, path, sent in requests:
         answer = admin.request(method, path, json=sent)
         assert (404, "access_group") == (answer.status_code, answer.json()["resource"])
 

@@ -153,6 +153,7 @@ def test_a_name_is_given_once_and_again_when_it_is_free(admin: httpx.Client) -> 
         ({"alias": ""}, "alias", "value_error.length"),
         ({"alias": "x" * 201}, "alias", "value_error.length"),
         ({"alias": "a\0b"}, "alias", "value_error.format"),
+        ({"alias": "a\n"}, "alias", "value_error.format"),
         ({"description": "x" * 1001}, "description", "value_error.length"),
         ({"api_key": "x" * 4097}, "api_key", "value_error.length"),
         ({"api_key": "a\nb"}, "api_key", "value_error.format"),
@@ -254,6 +255,19 @@ def test_a_changed_price_touches_later_calls_only(server: Server, admin: httpx.C
     assert [12.5, 0.075] == shown
     stats = admin.get(f"/api/models/{name}").json()["usage_stats"]
     assert {"total_calls": 2, "total_cost_usd": 12.575, "avg_tokens_per_call": 2000000} == stats
+
+
+def test_a_name_given_anew_has_been_used_for_nothing(
+    server: Server, admin: httpx.Client, provider: FakeProvider
+) -> None:
+    team = make_team(server, admin)
+    name = make_alias(admin, provider)
+    ask = {"model": name, "messages": [{"role": "user", "content": "hi"}]}
+    assert 200 == team.client.post(f"/api/jobs/{team.job()}/llm-call", json=ask).status_code
+    assert 1 == admin.get(f"/api/models/{name}").json()["usage_stats"]["total_calls"]
+    admin.delete(f"/api/models/{name}")
+    created(admin, alias=name, litellm_model="demo/echo")
+    assert 0 == admin.get(f"/api/models/{name}").json()["usage_stats"]["total_calls"]
 
 
 def test_an_alias_without_price_says_so_and_costs_nothing(

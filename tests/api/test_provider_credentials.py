@@ -1,5 +1,6 @@
 """Provider credentials over HTTP: kept encrypted, used for calls, and never shown again."""
 
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 from uuid import uuid4
 
@@ -317,6 +318,21 @@ def test_a_key_that_cannot_be_read_falls_back_to_the_next_model(
     admin.post("/api/model-groups/create", json={"group_name": group, "models": [broken, sound]})
     team = make_team(server, admin, model_groups=[group])
     assert "sk-sound" == key_used(team, group, provider)
+
+
+def test_a_key_that_is_replaced_while_a_call_is_under_way_is_found(database: str, provider: FakeProvider) -> None:
+    with running(database, llm_timeout_seconds=2) as server, ThreadPoolExecutor(1) as pool:
+        admin = server.client()
+        late = make_alias(admin, provider, api_key="sk-before")
+        group = a_name("models")
+        body = {"group_name": group, "models": [make_alias(admin, provider, "hang"), late]}
+        assert 200 == admin.post("/api/model-groups/create", json=body).status_code
+        team = make_team(server, admin, model_groups=[group])
+        hanging = provider.calls["hang"]
+        used = pool.submit(key_used, team, group, provider)
+        provider.until(lambda seen: seen.calls["hang"] > hanging)
+        assert 200 == admin.put(f"/api/models/{late}", json={"api_key": "sk-after"}).status_code
+        assert "sk-after" == used.result()
 
 
 def _secret_of(server: Server, alias: str) -> list[str]:
