@@ -253,6 +253,7 @@ def _plain(schema: Json) -> Json:
 
 # -- the pages ---------------------------------------------------------------------------------------------------------
 
+_CLIENT = files("examples") / "typed_client.py"
 _ASSETS = files("drf_spectacular_sidecar") / "static" / "drf_spectacular_sidecar"
 _SERVED = {
     "swagger-ui.css": ("swagger-ui-dist/swagger-ui.css", "text/css"),
@@ -307,6 +308,11 @@ class OpenAPIController(Controller):
     @get("/redoc", sync_to_thread=False)
     def redoc(self) -> Response[str]:
         return Response(_REDOC, media_type="text/html")
+
+    @get("/examples/typed_client.py", sync_to_thread=True)
+    def typed_client(self) -> Response[bytes]:
+        """The source of the typed client."""
+        return Response(_CLIENT.read_bytes(), media_type="text/x-python")
 
     @get("/docs/assets/{name:str}", sync_to_thread=True)
     def asset(self, name: FromPath[str]) -> Response[bytes]:
