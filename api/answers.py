@@ -44,8 +44,12 @@ def number_or_none(value: Decimal | None) -> Decimal | None:
 
 def percent(part: int, whole: int) -> Decimal:
     """How much of the whole a part is, in percent with 2 decimals; 0 of nothing."""
-    share = _EXACT.divide(Decimal(part * 100), Decimal(whole)) if whole > 0 else Decimal(0)
-    return number(_EXACT.quantize(share, Decimal("0.01")))
+    return hundredths(_EXACT.divide(Decimal(part * 100), Decimal(whole)) if whole > 0 else Decimal(0))
+
+
+def hundredths(value: Decimal) -> Decimal:
+    """A number with 2 decimals, rounded half up."""
+    return number(_EXACT.quantize(value, Decimal("0.01")))
 
 
 def ts(moment: datetime) -> str:

@@ -35,10 +35,12 @@ from api.organizations import OrganizationsController
 from api.problems import HANDLERS
 from api.provider_credentials import ProviderCredentialsController
 from api.sessions import SessionsController
+from api.stats import StatsController
 from api.targets import Targets
 from api.team_jobs import TeamJobRowsController
 from api.teams import TeamsController
 from api.usage import UsageController
+from api.webhooks import WebhooksController
 from infra import postgres
 from infra.background import Background
 from infra.embedded import EmbeddedServer
@@ -50,10 +52,12 @@ from infra.scheduler import Scheduler
 from infra.secrets import KeyRing, SecretStore
 from infra.settings import Settings
 from infra.tokens import Tokens
+from infra.webhooks import Sender
 from projections.alias_usage import ALIAS_USAGE
 from projections.audit_log import AUDIT_LOG
 from projections.balances import BALANCES
 from projections.calls import CALLS
+from projections.credit_days import CREDIT_DAYS
 from projections.due import DUE
 from projections.engine import Engine, Progress, tracked
 from projections.group_teams import GROUP_TEAMS
@@ -74,6 +78,7 @@ PROJECTIONS: Sequence[Projection] = (
     KEYS,
     TRANSACTIONS,
     DUE,
+    CREDIT_DAYS,
     GROUP_TEAMS,
     ALIAS_USAGE,
     PROVIDER_CREDENTIALS,
@@ -86,6 +91,7 @@ CONTROLLERS: Sequence[ControllerRouterHandler] = (
     MetricsController,
     OpenAPIController,
     CreditsController,
+    StatsController,
     OrganizationsController,
     TeamsController,
     KeysController,

@@ -53,7 +53,7 @@ class Progress:
     """
 
     def __init__(self, ask: Callable[[], Awaitable[int]]) -> None:
-        self.position = 0
+        self.position = -1  # not even the tables are there for certain
         self._ask = ask
         self._waiting: list[tuple[int, asyncio.Future[None]]] = []
         self._follower: asyncio.Task[None] | None = None
