@@ -69,6 +69,7 @@ from projections.provider_credentials import PROVIDER_CREDENTIALS
 from projections.teams import TEAMS
 from projections.transactions import TRANSACTIONS
 from projections.usage import USAGE
+from projections.webhook_deliveries import webhook_deliveries
 
 PROJECTIONS: Sequence[Projection] = (
     JOBS,
@@ -86,6 +87,13 @@ PROJECTIONS: Sequence[Projection] = (
     USAGE,
     AUDIT_LOG,
 )
+
+
+def read_models(settings: Settings) -> Sequence[Projection]:
+    """All read models; a batch is projected in this order."""
+    return (*PROJECTIONS, webhook_deliveries(settings.credits_low_thresholds))
+
+
 CONTROLLERS: Sequence[ControllerRouterHandler] = (
     HealthController,
     MetricsController,
@@ -108,6 +116,7 @@ CONTROLLERS: Sequence[ControllerRouterHandler] = (
     SessionsController,
     AdminUsersController,
     AdminAuditLogController,
+    WebhooksController,
 )
 
 EXPOSED_HEADERS = [
@@ -193,7 +202,7 @@ async def open_house(settings: Settings, dsn: str, *, works: bool = True) -> Asy
             return await tracked(connection)
 
     progress = Progress(ask)
-    engine = Engine(connect, PROJECTIONS, progress)
+    engine = Engine(connect, read_models(settings), progress, projected=lambda position: sender.wake(position))
     ledger = Ledger(
         connect,
         queue_size=settings.ledger_queue_size,
@@ -202,6 +211,7 @@ async def open_house(settings: Settings, dsn: str, *, works: bool = True) -> Asy
     )
     key_ring = KeyRing(*settings.encryption_keys)
     secrets = SecretStore(pool, key_ring)
+    sender = Sender(connect, ledger, secrets, allow_private=settings.webhook_allow_private)
     house = House(
         settings=settings,
         pool=pool,
@@ -215,6 +225,7 @@ async def open_house(settings: Settings, dsn: str, *, works: bool = True) -> Asy
         passwords=Passwords(),
         tokens=Tokens(settings.jwt_secret_key, timedelta(hours=settings.jwt_expiration_hours)),
         targets=Targets(ledger, secrets),
+        sender=sender,
         background=Background(),
     )
     watch = asyncio.create_task(EmbeddedServer(settings.data_dir).supervise()) if settings.embedded else None
@@ -223,6 +234,7 @@ async def open_house(settings: Settings, dsn: str, *, works: bool = True) -> Asy
     scheduler = Scheduler(connect, chores(house))
     if works:
         await engine.start()
+        await sender.start()
         await scheduler.start()
     try:
         yield house
@@ -230,7 +242,7 @@ async def open_house(settings: Settings, dsn: str, *, works: bool = True) -> Asy
         if watch is not None:
             watch.cancel()
         await scheduler.stop()
-        await house.background.drain(settings.shutdown_timeout_seconds)
+        await asyncio.gather(house.background.drain(settings.shutdown_timeout_seconds), sender.stop())
         await house.models.close()
         await ledger.stop()
         await engine.stop()

@@ -12,6 +12,7 @@ be before it may answer: that is how everybody reads their own writes, and every
 
 import hmac
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Literal, cast
@@ -25,12 +26,13 @@ from api import idempotency
 from api.answers import encode, reply
 from api.house import House
 from api.throttle import Admission
-from domain.errors import AdminRequired, Forbidden, JwtRequired, Refusal, Unauthorized
+from domain.errors import AdminRequired, Forbidden, InsufficientCredits, JwtRequired, Refusal, Unauthorized
 from domain.organization import Organization
-from domain.streams import KEY, ORGANIZATION, TEAM, THE_USERS
+from domain.streams import CREDIT, KEY, ORGANIZATION, SHORTAGE, TEAM, THE_USERS, category_of
 from domain.team import KeyOwner, Team, require_active, require_valid_key
 from domain.user import Permission, Users, require_permission, require_session
-from infra.ledger import Guard, Outcome, Receipt
+from domain.webhook import ReportShortage, report_shortage
+from infra.ledger import Guard, Outcome, Receipt, Unavailable
 from infra.secrets import hash_key
 from infra.tokens import TokenRefused, token_hash
 
@@ -93,7 +95,24 @@ class Caller:
         receipt: Receipt | None = None,
     ) -> Outcome:
         """Carries out a command in this caller's name."""
-        return await self.house.ledger.carry_out(decide, command, *streams, guard=self.guard, new=new, receipt=receipt)
+        ledger = self.house.ledger
+        try:
+            return await ledger.carry_out(decide, command, *streams, guard=self.guard, new=new, receipt=receipt)
+        except InsufficientCredits as refusal:
+            await self._report_shortage(refusal, *streams)
+            raise
+
+    async def _report_shortage(self, refusal: InsufficientCredits, *streams: str) -> None:
+        """Puts on record that a team ran out of credits, since its webhooks want to know. The answer is the same."""
+        account = next(stream for stream in streams if category_of(stream) is CREDIT)
+        command = ReportShortage(
+            **self.signature(),
+            needed_credits=refusal.credits_needed,
+            available_credits=refusal.credits_available,
+        )
+        with suppress(Unavailable):
+            shortage = SHORTAGE.stream(account.removeprefix(CREDIT.stream("")))
+            await self.house.ledger.carry_out(report_shortage, command, shortage, account)
 
     async def carry_out(
         self,

@@ -12,6 +12,7 @@ from infra.postgres import Pool
 from infra.secrets import KeyRing, SecretStore
 from infra.settings import Settings
 from infra.tokens import Tokens
+from infra.webhooks import Sender
 from projections.engine import Engine, Progress
 
 
@@ -29,4 +30,5 @@ class House:
     passwords: Passwords
     tokens: Tokens
     targets: Targets
+    sender: Sender
     background: Background

@@ -31,9 +31,9 @@ CREATE FUNCTION journal.append(streams text[], versions bigint[], event_stream i
 declare
     last_position bigint;
     last_hash     bytea;
-    event         record;
-    event_version bigint;
-    written       bigint[] := '{}';
+    numbers       bigint[];
+    said          bytea[];
+    event_said    bytea;
     hashes        bytea[] := '{}';
 begin
     select head.position, head.hash into strict last_position, last_hash from journal.head as head for update;
@@ -53,17 +53,24 @@ begin
         return;
     end if;
 
-    for event in select * from unnest(event_stream, topics, states) as each (stream, topic, state) loop
-        event_version := versions[event.stream] + 1;
-        versions[event.stream] := event_version;
-        last_hash := journal.chain(last_hash, streams[event.stream], event_version, event.topic, event.state);
-        written := written || event_version;
+    -- As much as possible for all events at once; only the hashes must follow one another.
+    select array_agg(numbered.version order by numbered.ordinal),
+           array_agg(journal.said(streams[numbered.stream], numbered.version, numbered.topic, numbered.state)
+                     order by numbered.ordinal)
+    into numbers, said
+    from (
+        select each.ordinal, each.stream, each.topic, each.state,
+               versions[each.stream] + row_number() over (partition by each.stream order by each.ordinal) as version
+        from unnest(event_stream, topics, states) with ordinality as each (stream, topic, state, ordinal)
+    ) as numbered;
+    foreach event_said in array coalesce(said, '{}') loop
+        last_hash := sha256(last_hash || event_said);
         hashes := hashes || last_hash;
     end loop;
 
     insert into journal.events (originator_id, originator_version, topic, state, notification_id, hash)
     select streams[each.stream], each.version, each.topic, each.state, last_position + each.ordinal, each.hash
-    from unnest(event_stream, written, topics, states, hashes) with ordinality
+    from unnest(event_stream, numbers, topics, states, hashes) with ordinality
         as each (stream, version, topic, state, hash, ordinal);
 
     head_position := last_position + cardinality(event_stream);
@@ -79,12 +86,20 @@ end
 $$;
 
 --
+-- Name: said(text, bigint, text, bytea); Type: FUNCTION; Schema: journal; Owner: -
+--
+
+CREATE FUNCTION journal.said(stream text, version bigint, topic text, state bytea) RETURNS bytea
+    LANGUAGE sql IMMUTABLE PARALLEL SAFE
+    RETURN (((((convert_to(stream, 'UTF8'::name) || '\x00'::bytea) || int8send(version)) || convert_to(topic, 'UTF8'::name)) || '\x00'::bytea) || state);
+
+--
 -- Name: chain(bytea, text, bigint, text, bytea); Type: FUNCTION; Schema: journal; Owner: -
 --
 
 CREATE FUNCTION journal.chain(previous bytea, stream text, version bigint, topic text, state bytea) RETURNS bytea
     LANGUAGE sql IMMUTABLE PARALLEL SAFE
-    RETURN sha256(((((((previous || convert_to(stream, 'UTF8'::name)) || '\x00'::bytea) || int8send(version)) || convert_to(topic, 'UTF8'::name)) || '\x00'::bytea) || state));
+    RETURN sha256((previous || journal.said(stream, version, topic, state)));
 
 --
 -- Name: forward_only(); Type: FUNCTION; Schema: journal; Owner: -
@@ -233,6 +248,40 @@ CREATE TABLE app.sessions (
 );
 
 --
+-- Name: webhook_deliveries; Type: TABLE; Schema: app; Owner: -
+--
+
+CREATE TABLE app.webhook_deliveries (
+    delivery_id uuid NOT NULL,
+    webhook_id uuid NOT NULL,
+    team_id text NOT NULL,
+    host text NOT NULL,
+    event text NOT NULL,
+    job_id uuid,
+    payload json NOT NULL,
+    status text DEFAULT 'pending'::text NOT NULL,
+    attempts integer DEFAULT 0 NOT NULL,
+    next_attempt_at timestamp with time zone,
+    leased_until timestamp with time zone,
+    response_status smallint,
+    last_error text,
+    created_at timestamp with time zone NOT NULL,
+    delivered_at timestamp with time zone,
+    CONSTRAINT webhook_deliveries_check CHECK (((status = 'pending'::text) = (next_attempt_at IS NOT NULL))),
+    CONSTRAINT webhook_deliveries_status_check CHECK ((status = ANY (ARRAY['pending'::text, 'delivered'::text, 'failed'::text])))
+);
+
+--
+-- Name: webhook_horizon; Type: TABLE; Schema: app; Owner: -
+--
+
+CREATE TABLE app.webhook_horizon (
+    only_row boolean DEFAULT true NOT NULL,
+    "position" bigint NOT NULL,
+    CONSTRAINT webhook_horizon_only_row_check CHECK (only_row)
+);
+
+--
 -- Name: head; Type: TABLE; Schema: journal; Owner: -
 --
 
@@ -308,6 +357,20 @@ ALTER TABLE ONLY app.sessions
     ADD CONSTRAINT sessions_pkey PRIMARY KEY (token_hash);
 
 --
+-- Name: webhook_deliveries webhook_deliveries_pkey; Type: CONSTRAINT; Schema: app; Owner: -
+--
+
+ALTER TABLE ONLY app.webhook_deliveries
+    ADD CONSTRAINT webhook_deliveries_pkey PRIMARY KEY (delivery_id);
+
+--
+-- Name: webhook_horizon webhook_horizon_pkey; Type: CONSTRAINT; Schema: app; Owner: -
+--
+
+ALTER TABLE ONLY app.webhook_horizon
+    ADD CONSTRAINT webhook_horizon_pkey PRIMARY KEY (only_row);
+
+--
 -- Name: events events_one_version_once; Type: CONSTRAINT; Schema: journal; Owner: -
 --
 
@@ -371,6 +434,24 @@ CREATE INDEX sessions_expires_at ON app.sessions USING btree (expires_at);
 CREATE INDEX sessions_user_id ON app.sessions USING btree (user_id);
 
 --
+-- Name: webhook_deliveries_by_age; Type: INDEX; Schema: app; Owner: -
+--
+
+CREATE INDEX webhook_deliveries_by_age ON app.webhook_deliveries USING brin (created_at);
+
+--
+-- Name: webhook_deliveries_by_webhook; Type: INDEX; Schema: app; Owner: -
+--
+
+CREATE INDEX webhook_deliveries_by_webhook ON app.webhook_deliveries USING btree (webhook_id, created_at DESC, delivery_id DESC);
+
+--
+-- Name: webhook_deliveries_due; Type: INDEX; Schema: app; Owner: -
+--
+
+CREATE INDEX webhook_deliveries_due ON app.webhook_deliveries USING btree (webhook_id, next_attempt_at) WHERE (status = 'pending'::text);
+
+--
 -- Name: events_one_charge_per_job; Type: INDEX; Schema: journal; Owner: -
 --
 
@@ -425,6 +506,13 @@ GRANT USAGE ON SCHEMA journal TO saas_ledger_auditor;
 
 REVOKE ALL ON FUNCTION journal.append(streams text[], versions bigint[], event_stream integer[], topics text[], states bytea[], claims uuid[], answer_statuses smallint[], answer_bodies bytea[], answer_encrypted boolean[], OUT head_position bigint, OUT stale text[]) FROM PUBLIC;
 GRANT ALL ON FUNCTION journal.append(streams text[], versions bigint[], event_stream integer[], topics text[], states bytea[], claims uuid[], answer_statuses smallint[], answer_bodies bytea[], answer_encrypted boolean[], OUT head_position bigint, OUT stale text[]) TO saas_ledger_app;
+
+--
+-- Name: FUNCTION said(stream text, version bigint, topic text, state bytea); Type: ACL; Schema: journal; Owner: -
+--
+
+REVOKE ALL ON FUNCTION journal.said(stream text, version bigint, topic text, state bytea) FROM PUBLIC;
+GRANT ALL ON FUNCTION journal.said(stream text, version bigint, topic text, state bytea) TO saas_ledger_auditor;
 
 --
 -- Name: FUNCTION chain(previous bytea, stream text, version bigint, topic text, state bytea); Type: ACL; Schema: journal; Owner: -
@@ -497,6 +585,18 @@ GRANT SELECT,INSERT,DELETE,UPDATE ON TABLE app.secrets TO saas_ledger_app;
 --
 
 GRANT SELECT,INSERT,DELETE,UPDATE ON TABLE app.sessions TO saas_ledger_app;
+
+--
+-- Name: TABLE webhook_deliveries; Type: ACL; Schema: app; Owner: -
+--
+
+GRANT SELECT,INSERT,DELETE,UPDATE ON TABLE app.webhook_deliveries TO saas_ledger_app;
+
+--
+-- Name: TABLE webhook_horizon; Type: ACL; Schema: app; Owner: -
+--
+
+GRANT SELECT,UPDATE ON TABLE app.webhook_horizon TO saas_ledger_app;
 
 --
 -- Name: TABLE head; Type: ACL; Schema: journal; Owner: -
