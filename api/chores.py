@@ -24,6 +24,7 @@ from domain.event import Command
 from domain.job import FailCall, fail_call
 from domain.streams import CREDIT, JOB, TEAM
 from domain.team import RefillPeriod
+from infra import webhooks
 from infra.journal import Connection
 from infra.ledger import Unavailable
 from infra.scheduler import OUT_OF_REACH, Chore
@@ -61,6 +62,7 @@ def chores(house: House) -> Sequence[Chore]:
         Chore("cancel_orphans", often, partial(cancel_orphaned, house)),
         Chore("purge_receipts", seldom, partial(purge_receipts, house)),
         Chore("purge_sessions", seldom, partial(purge_sessions, house)),
+        Chore("purge_deliveries", seldom, partial(purge_deliveries, house)),
     )
 
 
@@ -143,6 +145,11 @@ async def purge_receipts(house: House, at: datetime) -> int:
 async def purge_sessions(house: House, at: datetime) -> int:
     """Forgets sessions that have expired."""
     return await _purge(house, _PURGE_SESSIONS, at)
+
+
+async def purge_deliveries(house: House, at: datetime) -> int:
+    """Forgets what webhooks were told long ago."""
+    return await _purge(house, webhooks.PURGE, at - webhooks.KEPT_FOR)
 
 
 async def _purge(house: House, statement: str, before: datetime) -> int:
