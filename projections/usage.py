@@ -94,10 +94,11 @@ create index usage_by_team_of_organization on usage_by_team (organization_id);
 
 _COUNT_JOBS = """
 with change as (
-    select jobs.team_id, (jobs.created_at at time zone 'UTC')::date as day, jobs.job_type, jobs.organization_id,
-           sum(row.total_jobs) as total_jobs, sum(row.completed_jobs) as completed_jobs,
-           sum(row.failed_jobs) as failed_jobs, sum(row.cancelled_jobs) as cancelled_jobs,
-           sum(row.credits_charged) as credits_charged, sum(row.credits_refunded) as credits_refunded,
+    select jobs.team_id, (jobs.created_at at time zone 'UTC')::date as day, jobs.job_type,
+           max(jobs.organization_id) as organization_id, sum(row.total_jobs) as total_jobs,
+           sum(row.completed_jobs) as completed_jobs, sum(row.failed_jobs) as failed_jobs,
+           sum(row.cancelled_jobs) as cancelled_jobs, sum(row.credits_charged) as credits_charged,
+           sum(row.credits_refunded) as credits_refunded,
            sum(row.successful_calls) as successful_calls, sum(row.failed_calls) as failed_calls,
            sum(row.total_tokens) as total_tokens, sum(row.provider_cost_usd) as provider_cost_usd,
            sum(row.client_cost_usd) as client_cost_usd
@@ -106,12 +107,13 @@ with change as (
         credits_charged bigint, credits_refunded bigint, successful_calls bigint, failed_calls bigint,
         total_tokens bigint, provider_cost_usd numeric, client_cost_usd numeric)
     join jobs using (job_id)
-    group by jobs.team_id, day, jobs.job_type, jobs.organization_id
+    group by jobs.team_id, day, jobs.job_type
 ), total as (
     insert into usage_by_team as usage (team_id, organization_id, total_jobs, credits_used, client_cost_usd)
-    select team_id, organization_id, sum(total_jobs), sum(credits_charged - credits_refunded), sum(client_cost_usd)
+    select team_id, max(organization_id), sum(total_jobs), sum(credits_charged - credits_refunded),
+           sum(client_cost_usd)
     from change
-    group by team_id, organization_id
+    group by team_id
     on conflict (team_id) do update
     set total_jobs = usage.total_jobs + excluded.total_jobs,
         credits_used = usage.credits_used + excluded.credits_used,
@@ -140,9 +142,9 @@ set total_jobs = usage.total_jobs + excluded.total_jobs,
 
 _COUNT_CALLS = """
 with change as (
-    select jobs.team_id, (jobs.created_at at time zone 'UTC')::date as day, jobs.organization_id, jobs.job_type,
-           calls.model, coalesce(calls.purpose, '') as purpose, coalesce(calls.provider, '') as provider,
-           coalesce(calls.resolved_model, '') as resolved_model,
+    select jobs.team_id, (jobs.created_at at time zone 'UTC')::date as day, jobs.job_type, calls.model,
+           coalesce(calls.purpose, '') as purpose, coalesce(calls.provider, '') as provider,
+           coalesce(calls.resolved_model, '') as resolved_model, max(jobs.organization_id) as organization_id,
            count(*) filter (where calls.error is null) as successful_calls,
            count(*) filter (where calls.error is not null) as failed_calls,
            count(*) filter (where calls.error = 'request_rejected') as rejected_calls,
@@ -152,7 +154,7 @@ with change as (
     from json_to_recordset(%s) as row (call_id uuid)
     join calls using (call_id)
     join jobs using (job_id)
-    group by 1, 2, 3, 4, 5, 6, 7, 8
+    group by 1, 2, 3, 4, 5, 6, 7
 )
 insert into usage_by_model as usage (
     row_key, team_id, day, organization_id, job_type, model, purpose, provider, resolved_model, successful_calls,
