@@ -297,10 +297,6 @@ class SetLimits(Command):
     tpm_limit: int | Unset | None = UNSET
 
 
-class SetBudget(Command):
-    budget: Budget
-
-
 class ChangeBudget(Command):
     """What is not set stays; None means in each field what it means in a `Budget`."""
 
@@ -374,16 +370,8 @@ def set_limits(team: Team | None, command: SetLimits) -> list[Event]:
     return [LimitsSet(at=command.at, team_id=team.team_id, rpm_limit=changed.rpm_limit, tpm_limit=changed.tpm_limit)]
 
 
-def set_budget(team: Team | None, command: SetBudget) -> list[Event]:
-    """Binds jobs whose first call comes later; running jobs keep their terms."""
-    team = require_team(team)
-    if team.budget == command.budget:
-        return []
-    return [BudgetSet(at=command.at, team_id=team.team_id, budget=command.budget)]
-
-
 def change_budget(team: Team | None, command: ChangeBudget) -> list[Event]:
-    """The same, for a command that names only what shall be different."""
+    """Binds jobs whose first call comes later; running jobs keep their terms."""
     team = require_team(team)
     budget = with_changes(team.budget, command, *Budget.__struct_fields__)
     return [] if budget == team.budget else [BudgetSet(at=command.at, team_id=team.team_id, budget=budget)]

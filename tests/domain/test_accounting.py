@@ -63,7 +63,7 @@ from domain.errors import (
 )
 from domain.event import Command, Event, State
 from domain.job import CallFailed, CallFinished, Job, create_job, fail_call, finish_call
-from domain.team import Budget, SetBudget, set_budget
+from domain.team import Budget, ChangeBudget, change_budget
 from tests.domain.scene import (
     NOON,
     OPENED,
@@ -403,7 +403,7 @@ class Accounting(RuleBasedStateMachine):
                 grant["left"] = kept
 
     def set_budget(self, budget: Budget) -> None:
-        self.carry_out(set_budget, SetBudget(**self.who(), budget=budget), THE_TEAM)
+        self.carry_out(change_budget, ChangeBudget(**self.who(), **msgspec.structs.asdict(budget)), THE_TEAM)
         self.budget, self.may_fall = budget, None
 
     # -- what holds at every moment --------------------------------------------------------------------------

@@ -22,13 +22,14 @@ from domain.credit import (
     adjust_credits,
     expire_credits,
     grant_credits,
+    grant_to_team,
     refill_credits,
     set_allocation,
 )
 from domain.errors import InvalidValue, NotFound
 from domain.event import derived_id
 from domain.job import Job, finish_call
-from domain.team import AutoRefillSet
+from domain.team import AutoRefillSet, TeamDeleted
 from tests.domain.scene import (
     CREATED,
     GRANT,
@@ -131,6 +132,14 @@ def test_a_payment_notice_delivered_twice_adds_once_and_is_answered_the_same() -
         kept.remaining_credits,
         kept.payment_amount_usd,
     )
+
+
+def test_a_deleted_team_gets_nothing_more_but_is_still_told_what_it_got() -> None:
+    payment: dict[str, Any] = {"kind": "one_time_payment", "payment_reference": "pay-1"}
+    story = given(TEAM, OPENED).when(grant_to_team, grant(10, **payment)).leaving(Account, remaining=10)
+    story = story.meanwhile(TeamDeleted(at=NOON, team_id=RESEARCH))
+    story.when(grant_to_team, grant(10, **payment)).then_nothing()
+    story.when(grant_to_team, grant(10)).then_refused(NotFound, resource="team")
 
 
 def test_payments_without_a_reference_are_all_different() -> None:

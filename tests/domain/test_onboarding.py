@@ -13,21 +13,38 @@ from domain.catalog import (
     delete_access_group,
     delete_model_group,
 )
-from domain.credit import Account, AccountOpened, CreditsGranted
+from domain.credit import Account, AccountOpened, CreditsAdjusted, CreditsGranted, SetAllocation
 from domain.errors import AlreadyExists, InUse, NotFound, Protected
 from domain.event import Event
-from domain.onboarding import AssignGroups, CreateTeam, DeleteTeam, assign_groups, create_team, delete_team
-from domain.organization import Organization, OrganizationDeleted, TeamJoined, TeamLeft
+from domain.onboarding import (
+    AssignGroups,
+    CreateOrganizationWithTeam,
+    CreateTeam,
+    DeleteTeam,
+    ReviseTeam,
+    assign_groups,
+    create_organization_with_team,
+    create_team,
+    delete_team,
+    revise_team,
+)
+from domain.organization import CreateOrganization, Organization, OrganizationDeleted, TeamJoined, TeamLeft
 from domain.team import (
     Budget,
     BudgetSet,
+    ChangeBudget,
+    ChangeTeam,
     KeyClaimed,
     KeyOwner,
     LimitsSet,
     ModelAccessAssigned,
+    SetLimits,
+    SetTeamStatus,
     Team,
+    TeamChanged,
     TeamCreated,
     TeamDeleted,
+    TeamSuspended,
     VirtualKeyIssued,
     VirtualKeyRevoked,
 )
@@ -153,6 +170,70 @@ def test_a_new_team_needs_an_organization_and_groups_that_are_there() -> None:
     given().when(create_team, create()).then_refused(NotFound, resource="organization")
     given(ORGANIZATION, gone).when(create_team, create()).then_refused(NotFound, resource="organization")
     given(ORGANIZATION).when(create_team, create(groups=("nowhere",))).then_refused(NotFound, resource="group")
+
+
+def founded(**team: Any) -> CreateOrganizationWithTeam:
+    organization = CreateOrganization(**WHO, organization_id=ACME, name="Acme", metadata={})
+    return CreateOrganizationWithTeam(**WHO, organization=organization, team=create(**team))
+
+
+def test_an_organization_may_come_with_its_first_team() -> None:
+    story = given().when(create_organization_with_team, founded(credits=5))
+    story.leaving(Organization, teams=1).leaving(Team, organization_id=ACME).leaving(Account, remaining=5)
+
+
+def test_an_organization_comes_to_be_even_where_its_team_cannot() -> None:
+    given(CLAIMED).when(create_organization_with_team, founded()).then(ORGANIZATION).leaving(Organization, teams=0)
+    given().when(create_organization_with_team, founded(groups=("nowhere",))).then(ORGANIZATION)
+    given(ORGANIZATION).when(create_organization_with_team, founded()).then_refused(
+        AlreadyExists, resource="organization"
+    )
+
+
+def revise(**what: Any) -> ReviseTeam:
+    nothing = {
+        "facts": ChangeTeam(**WHO),
+        "budget": ChangeBudget(**WHO),
+        "limits": SetLimits(**WHO),
+        "groups": AssignGroups(**WHO),
+    }
+    return ReviseTeam(**{**WHO, **nothing, **what})
+
+
+def test_a_revision_changes_everything_it_names_at_once() -> None:
+    wish = revise(
+        facts=ChangeTeam(**WHO, team_alias="Research"),
+        budget=ChangeBudget(**WHO, overdraft_credits=None),
+        limits=SetLimits(**WHO, rpm_limit=0),
+        groups=AssignGroups(**WHO, access_groups=("basic",)),
+        status=SetTeamStatus(**WHO, status="suspended"),
+        allocation=SetAllocation(**WHO, transaction_id=GRANT, allocated_credits=7),
+    )
+    given(TEAM, OPENED, *GROUPS).when(revise_team, wish).then(
+        TeamChanged(at=NOON, team_id=RESEARCH, team_alias="Research", metadata={}, default_model=None),
+        BudgetSet(at=NOON, team_id=RESEARCH, budget=Budget(overdraft_credits=None)),
+        LimitsSet(at=NOON, team_id=RESEARCH, rpm_limit=0, tpm_limit=None),
+        assigned(access_groups=("basic",)),
+        TeamSuspended(at=NOON, team_id=RESEARCH),
+        CreditsAdjusted(
+            at=NOON,
+            transaction_id=GRANT,
+            **WHOSE,
+            credits=7,
+            remaining_credits=7,
+            held_credits=0,
+            allocated_credits=7,
+        ),
+        used(access_groups_added=("basic",)),
+    )
+
+
+def test_a_revision_that_names_nothing_changes_nothing_and_half_of_one_is_never_made() -> None:
+    story = given(TEAM, OPENED)
+    story.when(revise_team, revise()).then_nothing()
+    wish = revise(facts=ChangeTeam(**WHO, team_alias="x"), groups=AssignGroups(**WHO, access_groups=("nowhere",)))
+    story.when(revise_team, wish).then_refused(NotFound, resource="group")
+    given(OPENED).when(revise_team, revise()).then_refused(NotFound, resource="team")
 
 
 def test_assigning_groups_replaces_one_kind_and_leaves_the_other() -> None:

@@ -35,7 +35,6 @@ from domain.team import (
     RevokeKey,
     RotateKey,
     SetAutoRefill,
-    SetBudget,
     SetLimits,
     SetTeamStatus,
     Team,
@@ -55,7 +54,6 @@ from domain.team import (
     revoke_key,
     rotate_key,
     set_auto_refill,
-    set_budget,
     set_limits,
     set_team_status,
 )
@@ -94,7 +92,6 @@ def refill(enabled: bool = True, credits: int | None = None, period: Any = None)
         (change_team, ChangeTeam(**WHO, team_alias="x")),
         (set_team_status, status("paused")),
         (set_limits, SetLimits(**WHO, rpm_limit=1)),
-        (set_budget, SetBudget(**WHO, budget=Budget(mode="consumption_usd"))),
         (change_budget, ChangeBudget(**WHO, mode="consumption_usd")),
         (issue_key, IssueKey(**WHO, **NEW)),
         (revoke_key, revoke()),
@@ -121,7 +118,6 @@ def test_a_change_of_a_team_keeps_what_it_does_not_name() -> None:
 def test_a_change_to_what_is_so_already_is_no_change() -> None:
     given(TEAM).when(change_team, ChangeTeam(**WHO, team_alias=None, metadata={})).then_nothing()
     given(TEAM).when(set_limits, SetLimits(**WHO, rpm_limit=None)).then_nothing()
-    given(TEAM).when(set_budget, SetBudget(**WHO, budget=Budget())).then_nothing()
     given(TEAM).when(change_budget, ChangeBudget(**WHO, mode="job_based", overdraft_credits=0)).then_nothing()
 
 
@@ -150,7 +146,7 @@ def test_rates_that_are_not_set_follow_the_defaults() -> None:
         charge_policy="all_calls_succeeded",
     )
     assert terms == Budget().terms
-    story = given(TEAM).when(set_budget, SetBudget(**WHO, budget=Budget(credits_per_dollar=Decimal(4))))
+    story = given(TEAM).when(change_budget, ChangeBudget(**WHO, credits_per_dollar=Decimal(4)))
     story = story.when(change_budget, ChangeBudget(**WHO, credits_per_dollar=None))
     assert terms == story.the(Team).budget.terms
 
