@@ -16,6 +16,8 @@ create table journal.events (
     hash               bytea  not null check (length(hash) = 32),
     constraint events_one_version_once primary key (originator_id, originator_version)
 );
+-- Compressing a large event takes several times as long as writing it, and everybody waits meanwhile.
+alter table journal.events alter column state set storage external;
 create unique index events_one_position_once on journal.events (notification_id);
 
 create table journal.head (

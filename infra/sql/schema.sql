@@ -163,6 +163,7 @@ CREATE TABLE journal.events (
     CONSTRAINT events_originator_version_check CHECK ((originator_version >= 1)),
     CONSTRAINT events_topic_check CHECK (((length(topic) >= 1) AND (length(topic) <= 100)))
 );
+ALTER TABLE ONLY journal.events ALTER COLUMN state SET STORAGE EXTERNAL;
 
 --
 -- Name: stale(text[], bigint[]); Type: FUNCTION; Schema: journal; Owner: -
