@@ -430,7 +430,7 @@ def in_one_line() -> Iterator[None]:
 def main() -> None:
     """The entry point of the console script."""
     with in_one_line():
-        app()
+        app(prog_name="saas-litellm")
 
 
 if __name__ == "__main__":

@@ -8,10 +8,12 @@ servers that only answer.
 import asyncio
 import os
 import signal
+import socket
 
 import structlog
 import uvloop
 from granian.constants import Interfaces, Loops
+from granian.log import LogLevels
 from granian.server import Server
 from litestar.types import ASGIApp
 
@@ -19,7 +21,7 @@ from api.app import create_app, open_house
 from api.database import database
 from infra import log as logging
 from infra.embedded import EmbeddedServer
-from infra.settings import Settings
+from infra.settings import Settings, SettingsError
 from infra.version import VERSION
 
 log = structlog.get_logger()
@@ -30,7 +32,12 @@ def serve(settings: Settings, *, api_only: bool = False) -> None:
 
     Args:
         api_only: leave the background work to a process that does `work`.
+
+    Raises:
+        SettingsError: nothing can be listened for at that address.
+        DatabaseUnusable: and the text says why in one line.
     """
+    _require_free_address(settings)
     for file in settings.key_files:
         log.info("key.in_file", path=str(file))
     with database(settings):
@@ -48,8 +55,19 @@ def serve(settings: Settings, *, api_only: bool = False) -> None:
             respawn_failed_workers=True,
             # Granian counts in whole seconds; the worker itself stops waiting before that.
             workers_kill_timeout=int(settings.shutdown_timeout_seconds) + 10,
-            log_enabled=False,
+            # Only its troubles, and through our log: a worker that does not come up, one that died.
+            log_level=LogLevels.warning,
+            log_dictconfig={"loggers": {"_granian": {"propagate": True}}},
         ).serve()
+
+
+def _require_free_address(settings: Settings) -> None:
+    """Found out here, since Granian tells it with 70 lines of its own insides."""
+    try:
+        socket.create_server((settings.host, settings.port)).close()
+    except OSError as error:
+        reason = (error.strerror or "").partition(" (")[0]
+        raise SettingsError("PORT", f"cannot listen on {settings.host}:{settings.port}: {reason}") from error
 
 
 def worker() -> ASGIApp:

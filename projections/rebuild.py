@@ -17,7 +17,7 @@ from projections.engine import BATCH_EVENTS, project_rows, tracked
 from projections.projection import Batch, Projection
 
 SHADOW = "readmodel_shadow"
-REBUILD_LOCK = 0x1ED6E5  # any number, the same in every process
+REBUILD_LOCK = 0x2EB17D  # any number, the same in every process
 
 _MAKE_PLACE: LiteralString = """
 drop schema if exists readmodel_shadow cascade;

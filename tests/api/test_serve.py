@@ -2,6 +2,7 @@
 
 import os
 import signal
+import socket
 import stat
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -53,6 +54,17 @@ def test_a_setting_that_makes_no_sense_is_one_line_and_exit_code_2(tmp_path: Pat
 
     assert done.returncode == 2
     assert done.stderr.splitlines() == ["saas-litellm: PORT: expected `int`, got `str`"]
+
+
+def test_an_address_that_is_taken_is_one_line_and_exit_code_2(tmp_path: Path):
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        port = other.getsockname()[1]
+        done = run(tmp_path / "data", "serve", PORT=str(port))
+
+    assert done.returncode == 2
+    assert done.stderr.splitlines() == [
+        f"saas-litellm: PORT: cannot listen on 127.0.0.1:{port}: Address already in use"
+    ]
 
 
 def test_a_database_that_does_not_answer_is_one_line_and_exit_code_2(tmp_path: Path):

@@ -1,0 +1,280 @@
+"""The command line, beside a running server and without one."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlencode
+from uuid import uuid4
+
+import psycopg
+import pytest
+from psycopg.conninfo import conninfo_to_dict
+
+from api import cli
+from tests.api.conftest import MASTER_KEY, Server, TestTeam, make_team, running
+from tests.api.serving import SETTINGS, run
+from tests.conftest import _database_on
+
+KEYS = {"ENCRYPTION_KEY": "a-key-of-the-test-suite", "JWT_SECRET_KEY": "another-key-of-the-test-suite"}
+COMMANDS = ["serve", "work", "migrate", "demo", "openapi", "events", "verify", "rebuild", "replay"]
+
+
+@dataclass(frozen=True)
+class Done:
+    """A command that has ended."""
+
+    status: int
+    out: str
+    err: str
+
+    @property
+    def lines(self) -> list[str]:
+        return self.out.splitlines()
+
+    @property
+    def json(self) -> list[dict[str, Any]]:
+        return [json.loads(line) for line in self.lines]
+
+
+Command = Callable[..., Done]
+
+
+@pytest.fixture(scope="module")
+def town(owner_dsn: str, template: str) -> Iterator[Server]:
+    """A server that keeps running beside the commands."""
+    with _database_on(owner_dsn, f"cli_{uuid4().hex[:8]}", template) as dsn, running(dsn) as server:
+        yield server
+
+
+@pytest.fixture
+def team(town: Server) -> TestTeam:
+    """A team with 100 credits."""
+    return make_team(town, town.client())
+
+
+@pytest.fixture
+def command(town: Server, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Command:
+    """Runs `saas-litellm ...` beside the server, or on another database."""
+    for name in SETTINGS:
+        monkeypatch.delenv(name, raising=False)
+    for name, value in {"MASTER_KEY": MASTER_KEY, **KEYS}.items():
+        monkeypatch.setenv(name, value)
+
+    def run_command(*arguments: str, on: str = town.dsn) -> Done:
+        monkeypatch.setenv("DATABASE_URL", as_url(on))
+        monkeypatch.setattr(sys, "argv", ["saas-litellm", *arguments])
+        capfd.readouterr()
+        with pytest.raises(SystemExit) as ended:
+            cli.main()
+        status = ended.value.code
+        return Done(status if isinstance(status, int) else 0, *capfd.readouterr())
+
+    return run_command
+
+
+@pytest.mark.parametrize("name", [*COMMANDS, "credits grant", "keys issue"])
+def test_every_command_says_how_it_is_used(command: Command, name: str):
+    done = command(*name.split(), "--help")
+
+    assert done.status == 0
+    assert "Usage: saas-litellm" in done.out
+
+
+def test_what_an_operator_can_mend_is_told_in_one_line(command: Command, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("MASTER_KEY", "short")
+
+    assert command("events") == Done(2, "", "saas-litellm: MASTER_KEY: must have at least 16 characters\n")
+
+
+def test_a_database_without_a_journal_is_told_in_one_line(command: Command, empty_database: str):
+    done = command("events", on=empty_database)
+
+    assert (done.status, done.err.count("\n")) == (2, 1)
+    assert "there is no journal in this database yet" in done.err
+
+
+def test_migrate_says_what_it_did_and_does_it_once(command: Command, empty_database: str):
+    first, second = command("migrate", on=empty_database), command("migrate", "--json", on=empty_database)
+
+    assert first.lines[0] == "applied 0001_journal.sql"
+    assert second.json == [{"applied": []}]
+
+
+def test_events_are_printed_in_order_with_what_they_say(command: Command, team: TestTeam):
+    done = command("events")
+
+    positions = [int(line.split()[0]) for line in done.lines]
+    assert positions == list(range(positions[0], positions[0] + len(positions)))
+    (granted,) = (line for line in done.lines if f"credit-{team.team_id}  CreditsGranted" in line)
+    assert "credits=100" in granted
+    assert "by master" in granted
+
+
+def test_events_without_a_position_are_the_latest(command: Command, team: TestTeam):
+    newest = command("events", "--limit", "2", "--json").json
+    oldest = command("events", "--after", "0", "--limit", "2", "--json").json
+
+    assert [event["position"] for event in oldest] == [1, 2]
+    assert newest[-1]["position"] > 2
+    assert newest[0]["position"] == newest[1]["position"] - 1
+
+
+def test_events_of_one_stream_are_its_own(command: Command, team: TestTeam):
+    stream = f"credit-{team.team_id}"
+
+    events = command("events", stream, "--json").json
+
+    assert [(event["stream"], event["topic"]) for event in events] == [
+        (stream, "AccountOpened"),
+        (stream, "CreditsGranted"),
+    ]
+    assert [event["version"] for event in events] == [1, 2]
+
+
+def test_a_stream_that_does_not_exist_is_a_refusal(command: Command):
+    assert command("events", "job-0") == Done(1, "", 'saas-litellm: not_found resource="stream job-0"\n')
+
+
+def test_events_are_followed_as_they_are_written(command: Command, team: TestTeam):
+    stream = f"credit-{team.team_id}"
+    command("events", stream)  # which also leaves the settings for the follower in the environment
+    follower = subprocess.Popen(
+        [sys.executable, "-m", "api.cli", "events", stream, "--follow", "--json"],
+        env=dict(os.environ),
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert follower.stdout is not None
+    try:
+        before = [json.loads(follower.stdout.readline())["topic"] for _ in range(2)]
+        command("credits", "grant", team.team_id, "7")
+        after = json.loads(follower.stdout.readline())
+    finally:
+        follower.send_signal(signal.SIGINT)
+        follower.stdout.close()
+        status = follower.wait(30)
+
+    assert before == ["AccountOpened", "CreditsGranted"]
+    assert after["event"]["credits"] == 7
+    assert status == 130
+
+
+def test_credits_are_granted_beside_a_running_server(command: Command, team: TestTeam):
+    done = command("credits", "grant", team.team_id, "5", "--reason", "a gift", "--json")
+
+    assert done.json[0]["credits_remaining"] == 105
+    newest, *_ = team.client.get("/api/credits/transactions").json()["transactions"]
+    assert (newest["credits_after"], newest["reason"], newest["actor"]) == (105, "a gift", "master")
+
+
+def test_credits_for_a_team_that_does_not_exist_are_refused(command: Command):
+    assert command("credits", "grant", "nobody", "5") == Done(1, "", "saas-litellm: not_found resource=team\n")
+
+
+def test_a_key_that_is_issued_opens_the_door_at_once(command: Command, team: TestTeam):
+    key = command("keys", "issue", team.team_id, "--name", "laptop").out.strip()
+
+    answer = team.client.get("/api/teams/verify", headers={"Authorization": f"Bearer {key}"})
+
+    assert (answer.status_code, answer.json()["team_id"]) == (200, team.team_id)
+
+
+def test_replay_adds_up_what_a_team_has(command: Command, team: TestTeam):
+    team.client.post(f"/api/jobs/{team.job()}/complete", json={"status": "completed"})
+
+    done = command("replay", team.team_id)
+    movements = command("replay", team.team_id, "--json").json
+
+    assert done.lines[-1] == "100 given - 1 used = 99 remaining, 0 held; every event agrees"
+    assert [(each["event"], each["credits"], each["held"]) for each in movements if each["credits"]] == [
+        ("CreditsGranted", 100, 0),
+        ("CreditsCharged", -1, 0),
+    ]
+    assert all(each["agrees"] for each in movements)
+
+
+def test_a_journal_that_nobody_has_touched_is_verified(command: Command, team: TestTeam):
+    done = command("verify", "--deep")
+    note = done.lines[-1].removeprefix("to note down: ")
+
+    assert done.status == 0
+    assert "nothing changed" in done.out
+    assert command("verify", "--noted", note).status == 0
+
+
+def test_a_changed_event_is_found_and_named(command: Command, database: str):
+    with running(database) as server, server.client() as admin:
+        team = make_team(server, admin)
+    with psycopg.connect(database) as owner:
+        owner.execute("alter table journal.events disable trigger events_are_immutable")
+        owner.execute(
+            "update journal.events set state = replace(convert_from(state, 'UTF8'), '100', '900')::bytea"
+            " where topic = 'CreditsGranted'"
+        )
+
+    done, as_json = command("verify", on=database), command("verify", "--json", on=database)
+
+    assert (done.status, as_json.status) == (1, 1)
+    assert done.out.startswith("BROKEN at position ")
+    assert f"credit-{team.team_id}" in done.out
+    assert as_json.json[0]["first_break"]["kind"] == "hash"
+
+
+def test_a_journal_that_was_cut_off_is_found_with_what_was_noted_down(command: Command):
+    done = command("verify", "--noted", "1000000:ab12")
+
+    assert done.status == 1
+    assert "the journal ends at" in done.out
+
+
+def test_a_read_model_is_rebuilt_and_is_the_same(command: Command, team: TestTeam):
+    before = team.client.get("/api/credits/balance").json()
+
+    (rebuilt,) = command("rebuild", "balances", "--json").json
+
+    assert rebuilt["rows"] > 0
+    assert rebuilt["differing_rows"] == 0
+    assert team.client.get("/api/credits/balance").json() == before
+
+
+def test_a_read_model_that_somebody_has_changed_is_right_again_after_its_rebuild(
+    command: Command, team: TestTeam, town: Server
+):
+    balance = "/api/credits/balance"
+    assert team.client.get(balance).json()["credits_remaining"] == 100
+    with psycopg.connect(town.dsn) as owner:
+        owner.execute("update readmodel.balances set credits_used = 40 where team_id = %s", (team.team_id,))
+
+    done = command("rebuild", "balances")
+
+    assert "2 rows differ from before" in done.out  # the wrong one and the right one
+    assert team.client.get(balance).json()["credits_remaining"] == 100
+    team.client.post(f"/api/jobs/{team.job()}/complete", json={"status": "completed"})
+    assert team.client.get(balance).json()["credits_remaining"] == 99
+
+
+def test_a_read_model_that_does_not_exist_is_told_with_those_that_do(command: Command):
+    done = command("rebuild", "weather")
+
+    assert done.status == 2
+    assert "balances" in done.err
+
+
+def test_commands_work_without_a_server_and_stop_the_database_they_started(tmp_path: Path):
+    first, second = (run(tmp_path / "data", "migrate") for _ in range(2))
+
+    assert first.stdout.startswith("applied 0001_journal.sql")
+    assert second.stdout == "nothing to do\n"
+    assert not (tmp_path / "data" / "postgres" / "cluster" / "postmaster.pid").exists()
+
+
+def as_url(dsn: str) -> str:
+    """An address in the form that DATABASE_URL has."""
+    parts = conninfo_to_dict(dsn)
+    return f"postgresql:///?{urlencode(parts)}"
