@@ -24,7 +24,7 @@ FOREVER = datetime.max.replace(tzinfo=UTC)
 
 _DATE = re.compile(r"^\d{4}-\d{2}-\d{2}$")
 _MOMENT = re.compile(r"^\d{4}-\d{2}-\d{2}[T ]\d{2}:\d{2}")
-_PLUS_LOST = re.compile(r"(?<=:\d\d) (?=\d{2}:?\d{2}$)|(?<=\.\d{3}) (?=\d{2}:?\d{2}$)")
+_PLUS_LOST = re.compile(r"(?P<time>:\d\d(?:\.\d+)?) (?P<zone>\d\d:?\d\d)$")
 _MONTH = re.compile(r"^\d{4}-\d{2}$")
 
 
@@ -141,7 +141,7 @@ def _parsed(name: str, text: str) -> tuple[datetime, datetime]:
             return start, _later(start, timedelta(days=1))
         if _MOMENT.match(text):
             # A plus that was not escaped arrives as a space.
-            moment = datetime.fromisoformat(_PLUS_LOST.sub("+", text))
+            moment = datetime.fromisoformat(_PLUS_LOST.sub(r"\g<time>+\g<zone>", text))
             moment = (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).astimezone(UTC)
             return moment, _later(moment, timedelta(microseconds=1))
     except (ValueError, OverflowError):
