@@ -28,11 +28,13 @@ from domain.errors import NotFound, Refusal
 from domain.event import Command
 from domain.streams import CREDIT, KEY, TEAM
 from domain.team import IssueKey, issue_key
+from domain.user import Role, User
 from infra import journal, postgres, readable
 from infra import log as logging
 from infra.embedded import DatabaseUnusable
 from infra.journal import Connection
 from infra.ledger import Ledger, Outcome, Unavailable
+from infra.passwords import is_acceptable
 from infra.secrets import hash_key, mask_key, new_virtual_key
 from infra.settings import Settings, SettingsError
 from infra.verify import Verification, verify_snapshots
@@ -52,8 +54,10 @@ app = typer.Typer(
 )
 credits_app = typer.Typer(help="Credits of a team.", no_args_is_help=True)
 keys_app = typer.Typer(help="Virtual keys of a team.", no_args_is_help=True)
+users_app = typer.Typer(help="Administrators: people who log in.", no_args_is_help=True)
 app.add_typer(credits_app, name="credits")
 app.add_typer(keys_app, name="keys")
+app.add_typer(users_app, name="users")
 
 Team = Annotated[str, typer.Argument(metavar="TEAM", help="The team's id.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Answer in JSON, one object a line.")]
@@ -350,6 +354,45 @@ def issue(
         say_json({"key_id": key_id, "team_id": team, "name": name, "virtual_key": key})
     else:
         say(key)
+
+
+@users_app.command("create")
+def create(
+    email: Annotated[str, typer.Argument(metavar="EMAIL", help="To log in with.")],
+    name: Annotated[str | None, typer.Option(help="The name to show; the e-mail without it.")] = None,
+    role: Annotated[Role, typer.Option(help="What the person may do.")] = "owner",
+    password_stdin: Annotated[
+        bool, typer.Option("--password-stdin", help="Read the password from standard input, without asking.")
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Make an administrator; the password is asked for. An owner can do everything, also make others over HTTP."""
+    from api.admin_users import Email, add_user
+    from api.app import open_house
+
+    password = sys.stdin.readline().rstrip("\n") if password_stdin else ask_password()
+    try:
+        msgspec.convert(email, Email)
+    except msgspec.ValidationError:
+        give_up(f"{email} is not an e-mail address")
+    if not is_acceptable(password):
+        give_up("a password has 8 to 1024 characters")
+
+    async def added(dsn: str) -> User:
+        async with open_house(settings, dsn, works=False) as house:
+            return await add_user(house, email=email, display_name=name or email, password=password, role=role)
+
+    settings = quiet_settings()
+    with database(settings) as dsn:
+        user = asyncio.run(added(dsn))
+    if as_json:
+        say_json({"user_id": user.user_id, "email": user.email, "role": user.role})
+    else:
+        say(f"{user.role} {user.email} made: {user.user_id}")
+
+
+def ask_password() -> str:
+    return str(typer.prompt("Password", hide_input=True, confirmation_prompt=True, err=True))
 
 
 def carry_out(decide: Callable[..., Any], command: Callable[..., Command], *streams: str) -> Outcome:

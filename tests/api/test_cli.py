@@ -1,5 +1,6 @@
 """The command line, beside a running server and without one."""
 
+import io
 import json
 import os
 import signal
@@ -21,7 +22,10 @@ from tests.api.conftest import MASTER_KEY, Server, TestTeam, make_team, running
 from tests.api.serving import SETTINGS, run
 from tests.conftest import _database_on
 
-KEYS = {"ENCRYPTION_KEY": "a-key-of-the-test-suite", "JWT_SECRET_KEY": "another-key-of-the-test-suite"}
+KEYS = {
+    "ENCRYPTION_KEY": "test-encryption-key-of-the-suite",
+    "JWT_SECRET_KEY": "test-jwt-secret-key-of-the-suite-32",
+}
 COMMANDS = ["serve", "work", "migrate", "demo", "openapi", "events", "verify", "rebuild", "replay"]
 
 
@@ -78,7 +82,7 @@ def command(town: Server, monkeypatch: pytest.MonkeyPatch, capfd: pytest.Capture
     return run_command
 
 
-@pytest.mark.parametrize("name", [*COMMANDS, "credits grant", "keys issue"])
+@pytest.mark.parametrize("name", [*COMMANDS, "credits grant", "keys issue", "users create"])
 def test_every_command_says_how_it_is_used(command: Command, name: str):
     done = command(*name.split(), "--help")
 
@@ -183,6 +187,32 @@ def test_a_key_that_is_issued_opens_the_door_at_once(command: Command, team: Tes
     answer = team.client.get("/api/teams/verify", headers={"Authorization": f"Bearer {key}"})
 
     assert (answer.status_code, answer.json()["team_id"]) == (200, team.team_id)
+
+
+def test_a_person_made_at_the_command_line_can_log_in(command: Command, town: Server, monkeypatch: pytest.MonkeyPatch):
+    email = f"ada-{uuid4().hex[:8]}@example.com"
+    monkeypatch.setattr(sys, "stdin", io.StringIO("correct horse\n"))
+    made = command("users", "create", email, "--role", "auditor", "--password-stdin", "--json").json[0]
+
+    answer = town.client().post("/api/admin-users/login", json={"email": email, "password": "correct horse"})
+
+    assert (answer.status_code, answer.json()["user"]["user_id"]) == (200, made["user_id"])
+    assert answer.json()["user"]["role"] == "auditor"
+
+
+@pytest.mark.parametrize(
+    "email, password, complaint",
+    [
+        ("ada", "correct horse", "ada is not an e-mail address"),
+        ("ada@example.com", "short", "a password has 8 to 1024 characters"),
+    ],
+)
+def test_a_person_who_could_not_log_in_is_not_made(
+    command: Command, monkeypatch: pytest.MonkeyPatch, email: str, password: str, complaint: str
+):
+    monkeypatch.setattr(sys, "stdin", io.StringIO(password))
+
+    assert command("users", "create", email, "--password-stdin") == Done(2, "", f"saas-litellm: {complaint}\n")
 
 
 def test_replay_adds_up_what_a_team_has(command: Command, team: TestTeam):
