@@ -287,6 +287,18 @@ def test_adding_credits_to_an_unknown_team_creates_nothing(admin: httpx.Client) 
     refused(admin.get("/api/credits/balance", params={"team_id": name}), 404, "not_found", resource="team")
 
 
+def test_a_deleted_team_gets_no_credits_and_its_balance_is_still_there(admin: httpx.Client, team: TestTeam) -> None:
+    paid = {"credits": 5, "payment_type": "one_time", "payment_reference": "pi_4"}
+    first = ok(admin.post(of_team(team, "replenish"), json=paid))
+    ok(admin.delete(f"/api/teams/{team.team_id}"))
+    refused(admin.post(of_team(team, "add"), json={"amount": 1}), 404, "not_found", resource="team")
+    assert first == ok(admin.post(of_team(team, "replenish"), json=paid))
+    again = admin.post(of_team(team, "replenish"), json={**paid, "payment_reference": "pi_5"})
+    refused(again, 404, "not_found", resource="team")
+    balance = ok(admin.get(of_team(team, "balance")))
+    assert ("inactive", 105, None) == (balance["status"], balance["credits_remaining"], balance["virtual_key"])
+
+
 def test_adding_with_an_idempotency_key_adds_once(admin: httpx.Client, team: TestTeam) -> None:
     def once(_: int) -> httpx.Response:
         body = {"team_id": team.team_id, "amount": 5}
