@@ -11,12 +11,16 @@ from typing import Annotated, Any, TypeVar
 
 from litestar import Response
 from litestar.di import Provide
-from litestar.params import FromQuery, QueryParameter
+from litestar.params import QueryParameter
 
 from api.answers import reply
 from api.problems import Invalid
 
 T = TypeVar("T")
+
+StartDate = Annotated[str | None, QueryParameter(description="YYYY-MM-DD or ISO datetime")]
+EndDate = Annotated[str | None, QueryParameter(description="YYYY-MM-DD (the whole day) or ISO datetime")]
+Period = Annotated[str | None, QueryParameter(description="YYYY-MM, YYYY-MM-DD or all")]
 
 TOTAL = "X-Total-Count"
 MOST_OFFSET = 2**63 - 1  # what PostgreSQL can count to
@@ -62,8 +66,8 @@ def page_of(
 
 
 def within_of(
-    start_date: Annotated[str | None, QueryParameter(description="YYYY-MM-DD or ISO datetime")] = None,
-    end_date: Annotated[str | None, QueryParameter(description="YYYY-MM-DD (the whole day) or ISO datetime")] = None,
+    start_date: StartDate = None,
+    end_date: EndDate = None,
 ) -> Within:
     return Within(
         None if start_date is None else _parsed("start_date", start_date)[0],
@@ -71,7 +75,7 @@ def within_of(
     )
 
 
-def period_of(period: FromQuery[str | None] = None) -> Within:
+def period_of(period: Period = None) -> Within:
     """`YYYY-MM`, `YYYY-MM-DD` or `all`, which is also meant when there is none."""
     if period is None or period.lower() == "all":
         return Within()

@@ -10,12 +10,12 @@ from typing import Literal
 import msgspec
 from litestar import Controller, Response, get
 from litestar.di import NamedDependency, Provide
-from litestar.params import FromPath, FromQuery
+from litestar.params import FromPath
 
 from api.answers import average6, reply, usd6
 from api.caller import Caller, admin_only, team_or_admin
 from api.house import House
-from api.listing import Page, Within, period_of, wrapped
+from api.listing import EndDate, Page, Period, StartDate, Within, period_of, wrapped
 from api.organizations import known, require_member
 from api.shapes import JobAnswer, job_answer
 from api.teams import known_team
@@ -109,7 +109,7 @@ class UsageController(Controller):
         in_period: NamedDependency[Within],
         within: NamedDependency[Within],
         team_id: FromPath[str],
-        period: FromQuery[str | None] = None,
+        period: Period = None,
     ) -> Response[TeamUsage]:
         """What a team used in a period, and the jobs of that period, newest first."""
         team_id = caller.team_for(team_id)
@@ -149,7 +149,7 @@ class UsageController(Controller):
         in_period: NamedDependency[Within],
         within: NamedDependency[Within],
         organization_id: FromPath[str],
-        period: FromQuery[str | None] = None,
+        period: Period = None,
     ) -> Response[OrganizationUsage]:
         """What an organization used in a period; for a key, its own team's share of that."""
         require_member(caller, organization_id)
@@ -188,8 +188,8 @@ class UsageController(Controller):
         house: NamedDependency[House],
         within: NamedDependency[Within],
         organization_id: FromPath[str],
-        start_date: FromQuery[str | None] = None,
-        end_date: FromQuery[str | None] = None,
+        start_date: StartDate = None,
+        end_date: EndDate = None,
     ) -> Response[OrganizationCosts]:
         """What an organization's calls cost it and us, by team and by requested model."""
         async with house.pool.connection() as connection:
@@ -200,8 +200,8 @@ class UsageController(Controller):
         return reply(
             OrganizationCosts(
                 organization_id=organization_id,
-                start_date=start_date,
-                end_date=end_date,
+                start_date=request.query_params.get("start_date"),
+                end_date=request.query_params.get("end_date"),
                 total_cost_usd=usd6(total),
                 provider_cost_usd=usd6(provider),
                 profit_usd=usd6(subtract(total, provider)),
