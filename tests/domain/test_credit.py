@@ -142,13 +142,6 @@ def test_a_deleted_team_gets_nothing_more_but_is_still_told_what_it_got() -> Non
     story.when(grant_to_team, grant(10)).then_refused(NotFound, resource="team")
 
 
-def test_a_deleted_team_gets_no_credits_and_a_notice_that_was_booked_before_is_answered() -> None:
-    story = given(TEAM, OPENED).when(grant_to_team, grant(10, payment_reference="pay-1")).leaving(Account, remaining=10)
-    story = story.meanwhile(TeamDeleted(at=NOON, team_id=RESEARCH))
-    story.when(grant_to_team, grant(1)).then_refused(NotFound, resource="team")
-    story.when(grant_to_team, grant(10, SECOND_GRANT, payment_reference="pay-1")).then_nothing()
-
-
 def test_payments_without_a_reference_are_all_different() -> None:
     story = given(OPENED).when(grant_credits, grant(10)).when(grant_credits, grant(10, SECOND_GRANT))
     story.leaving(Account, remaining=20, payments={})
