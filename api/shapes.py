@@ -301,6 +301,26 @@ def call_answer(call: CallRecord, *, for_admin: bool) -> CallAnswer:
     answer.cost_markup_percentage = number(call.markup_percentage)
     answer.usage_estimated = call.usage_estimated
     answer.error = call.provider_error or call.error
-    answer.attempts = [AttemptAnswer(**attempt) for attempt in call.attempts]
+    answer.attempts = _attempts(call)
     answer.request_data = answer.response_data = None
     return answer
+
+
+def _attempts(call: CallRecord) -> list[AttemptAnswer]:
+    """Every target that was asked, the one that answered last. A time-out is an error without a status."""
+    attempts = [
+        AttemptAnswer(**{**attempt, "outcome": "rejected" if attempt["outcome"] == "rejected" else "error"})
+        for attempt in call.attempts
+    ]
+    if call.status == "completed" and call.resolved_model is not None:
+        before = sum(attempt.latency_ms for attempt in attempts)
+        answered = AttemptAnswer(
+            target=call.alias or call.resolved_model,
+            resolved_model=call.resolved_model,
+            outcome="ok",
+            http_status=None if call.resolved_model.startswith("demo/") else 200,
+            error=None,
+            latency_ms=max(0, (call.latency_ms or 0) - before),
+        )
+        attempts.append(answered)
+    return attempts
