@@ -40,7 +40,6 @@ log = structlog.get_logger()
 SNAPSHOT_EVERY = 1000  # events of a stream; folding that many takes a few milliseconds
 APPEND_BYTES = 4 << 20  # of events and answers in one append, after which the rest of a batch waits for the next
 SMALL_BYTES = 16 << 10  # states made of less than this are not worth measuring
-ANSWER_SECONDS = 10.0  # how long PostgreSQL may take for a step before its connection counts as lost
 RECONNECT_SECONDS = (0.0, 0.05, 0.1, 0.2, 0.5, 1.0)  # pauses between attempts; the last one repeats
 OUT_OF_REACH = (
     psycopg.OperationalError,
@@ -255,6 +254,7 @@ class Ledger:
         cache_bytes: their size at most, as JSON; in memory they take two to three times as much.
         patience_s: how long commands wait for a database that is away, before they are told to come back. If it went
             away during their append, they wait three times as long for the truth.
+        answer_s: how long PostgreSQL may take for one batch before its connection counts as lost.
         appended: called with the position of the head after each append.
     """
 
@@ -267,7 +267,7 @@ class Ledger:
         cache_size: int = 50_000,
         cache_bytes: int = 32 << 20,
         patience_s: float = 5.0,
-        answer_s: float = ANSWER_SECONDS,
+        answer_s: float = 10.0,
         appended: Callable[[int], None] = lambda position: None,
     ) -> None:
         self._connect = connect
@@ -315,8 +315,8 @@ class Ledger:
         wish = _Wish(decide, command, streams, guard, receipt, new, asyncio.get_running_loop().create_future())
         for stream in wish.all_streams:
             category_of(stream)  # here a misspelt name is one caller's error, later it would be a batch's
-        if self._closing:
-            raise Unavailable("the server is shutting down", retry_after_s=5)
+        if self._task is None or self._closing:
+            raise Unavailable("the server is starting or shutting down", retry_after_s=5)
         try:
             self._queue.put_nowait(wish)
         except asyncio.QueueFull:
@@ -388,12 +388,13 @@ class Ledger:
                 proposal, position = await self._carry_out(waiting, uncertain)
             except Unavailable:
                 raise
-            except Exception as problem:  # noqa: BLE001 it is told to whom it concerns
+            except Exception as problem:
                 await self._disconnect()
                 for wish in waiting:
                     self._forget(wish.all_streams)
-                log.warning("batch.failed", commands=len(waiting), reason=repr(problem))
-                if len(waiting) == 1:
+                alone = len(waiting) == 1
+                log.warning("batch.failed", commands=len(waiting), reason=repr(problem), exc_info=alone)
+                if alone:
                     waiting[0].tell(problem)
                     return
                 middle = len(waiting) // 2

@@ -73,10 +73,14 @@ create function journal.stale(streams text[], versions bigint[]) returns text[]
     end;
 
 
--- Takes the writer lock until the end of the transaction, and says where the head is.
+-- Takes the writer lock until the end of the transaction, and says where the head is. Whoever falls silent with the
+-- lock in hand (its machine is gone, say, and nobody closed the connection) loses it soon: everybody else is waiting.
 create function journal.lock_head() returns bigint
     language sql security definer set search_path = pg_catalog, pg_temp
-    as 'select position from journal.head for update';
+as $$
+    select set_config('idle_in_transaction_session_timeout', '5s', true);
+    select position from journal.head for update;
+$$;
 
 
 -- The one door in. Writes events if nothing that their decisions rested on has changed, else says what has.

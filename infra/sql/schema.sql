@@ -131,7 +131,10 @@ CREATE FUNCTION journal.job_of(state bytea) RETURNS text
 CREATE FUNCTION journal.lock_head() RETURNS bigint
     LANGUAGE sql SECURITY DEFINER
     SET search_path TO 'pg_catalog', 'pg_temp'
-    AS $$select position from journal.head for update$$;
+    AS $$
+    select set_config('idle_in_transaction_session_timeout', '5s', true);
+    select position from journal.head for update;
+$$;
 
 --
 -- Name: refuse(); Type: FUNCTION; Schema: journal; Owner: -

@@ -643,6 +643,39 @@ def test_an_append_whose_answer_is_lost_happens_once(database: str, runner: Run,
     runner(story())
 
 
+@pytest.mark.parametrize("failure", [Failure.BEFORE, Failure.AFTER, Failure.LATE])
+def test_a_commit_whose_answer_is_lost_happens_once(database: str, runner: Run, failure: Failure) -> None:
+    """The second attempt, under the writer lock, is a transaction of several steps, and may break at the last."""
+
+    async def story() -> None:
+        async with a_proxy(database) as proxy, a_ledger(proxy.dsn) as of, a_ledger(database) as rival:
+            await open_with(of, 10)
+            await rival.carry_out(spend, spending(1, "theirs"), ACCOUNT)
+            proxy.fail("COMMIT", failure)
+            wish = asyncio.create_task(of.carry_out(spend, spending(1, "ours"), ACCOUNT))
+            await proxy.happened.wait()
+            if failure is Failure.LATE:
+                async with await connected(database) as other:
+                    await waiting_for_the_lock(other, 1)  # that the late one still holds
+                await proxy.deliver()
+            assert 8 == remaining(await wish)
+        assert ["theirs", "ours"] == (await requests(database))[2:]
+
+    runner(story())
+
+
+def test_who_falls_silent_with_the_writer_lock_in_hand_loses_it(database: str, runner: Run) -> None:
+    async def story() -> None:
+        async with await connected(database) as silent, a_ledger(database) as of:
+            await silent.execute("begin")
+            await journal.lock(silent)
+            await of.carry_out(open_account, opening(), ACCOUNT)
+            with pytest.raises(errors.IdleInTransactionSessionTimeout):
+                await journal.position(silent)
+
+    runner(story())
+
+
 def test_an_append_that_arrives_late_while_it_is_looked_for_happens_once(database: str, runner: Run) -> None:
     """The moment between looking for an attempt and deciding again belongs to the writer lock."""
 
@@ -765,7 +798,7 @@ def test_connections_killed_at_any_moment_lose_nothing_and_double_nothing(databa
     async def killer(done: asyncio.Event) -> None:
         async with await psycopg.AsyncConnection.connect(database, autocommit=True) as owner:
             while not done.is_set():
-                await asyncio.sleep(dice.random() * 0.03)
+                await asyncio.sleep(0.02 + dice.random() * 0.1)
                 await owner.execute(
                     "select pg_terminate_backend(pid) from pg_stat_activity"
                     " where datname = current_database() and application_name = 'ledger'"
