@@ -28,6 +28,7 @@ from domain.event import Command, Event
 from infra import journal, postgres
 from infra.embedded import EmbeddedServer, programs
 from infra.ledger import Ledger
+from infra.verify import verify
 
 
 class Open(Command):
@@ -183,11 +184,15 @@ def main() -> None:
             rows.append((f"ledger, {writers} commands at once on {used} accounts", ours))
         bare = by_pgbench(dsn, state, seconds=given.seconds, writers=given.pgbench_writers)
         rows.append((f"pgbench, bare insert, {given.pgbench_writers} connections", bare))
+        with psycopg.connect(dsn, autocommit=True) as connection:
+            verified = verify(connection)
 
     print(f"events of {len(state)} bytes, {given.seconds:g} s each, {os.cpu_count()} processors\n")
     print(f"{'':58} {'events/s':>10} {'x library':>10}")
     for name, rate in rows:
         print(f"{name:58} " + (f"{'-':>10}" if rate is None else f"{rate:10,.0f} {rate / library:10.1f}"))
+    print(f"{'verify of what the ledger wrote':58} {verified.events / verified.seconds:10,.0f}")
+    assert verified.first_break is None, verified.first_break
 
 
 if __name__ == "__main__":
