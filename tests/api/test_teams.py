@@ -1,5 +1,7 @@
 """Teams over HTTP."""
 
+from collections.abc import Callable, Coroutine
+from datetime import UTC, datetime
 from typing import Any
 from urllib.parse import quote
 from uuid import uuid4
@@ -7,7 +9,13 @@ from uuid import uuid4
 import httpx
 import pytest
 
-from tests.api.conftest import MASTER_KEY, Server, TestTeam, make_alias, make_team, running
+from api.app import open_house
+from api.teams import cancel_orphans, creation_streams
+from domain.job import CreateJob, create_job
+from domain.onboarding import CreateTeam, DeleteTeam, create_team, delete_team
+from domain.organization import CreateOrganization, create_organization
+from domain.streams import JOB, ORGANIZATION, TEAM, THE_CATALOG
+from tests.api.conftest import MASTER_KEY, Server, TestTeam, make_alias, make_team, running, settings_for
 from tests.provider import FakeProvider
 
 TEAM_FIELDS = {
@@ -572,6 +580,40 @@ def test_more_open_jobs_than_one_page_are_cancelled_with_their_team(
         jobs = [team.job() for _ in range(7)]
         ok(client.delete(path(team)))
         assert {"cancelled"} == {ok(client.get(f"/api/jobs/{job_id}"))["status"] for job_id in jobs}
+
+
+def test_jobs_that_a_deleted_team_left_open_are_found_later(
+    database: str, runner: Callable[[Coroutine[Any, Any, list[str]]], list[str]]
+) -> None:
+    async def statuses() -> list[str]:
+        async with open_house(settings_for(database), database) as house:
+            who: dict[str, Any] = {"at": datetime.now(UTC), "by": "master", "request": "1"}
+            organization = CreateOrganization(**who, organization_id="acme", name="Acme", metadata={})
+            await house.ledger.carry_out(create_organization, organization, ORGANIZATION.stream("acme"))
+            team = CreateTeam(
+                **who,
+                team_id="red",
+                organization_id="acme",
+                metadata={},
+                key_id=str(uuid4()),
+                key_hash="0" * 64,
+                key_masked="sk-...",
+                transaction_id=str(uuid4()),
+            )
+            await house.ledger.carry_out(create_team, team, *creation_streams(team))
+            jobs = [str(uuid4()) for _ in range(3)]
+            for job_id in jobs:
+                job = CreateJob(**who, job_id=job_id, team_id="red", job_type="test", metadata={})
+                await house.ledger.carry_out(create_job, job, JOB.stream(job_id), TEAM.stream("red"))
+            # and here the process died, before it had cancelled the jobs
+            streams = TEAM.stream("red"), ORGANIZATION.stream("acme"), THE_CATALOG
+            deleted = await house.ledger.carry_out(delete_team, DeleteTeam(**who), *streams)
+            await house.progress.reach(deleted.position, timeout_s=30)
+            await cancel_orphans(house)
+            assert 0 == await cancel_orphans(house)
+            return [job.status for job in (await house.ledger.read(*map(JOB.stream, jobs))).states]
+
+    assert ["cancelled"] * 3 == runner(statuses())
 
 
 def test_holds_of_a_deleted_team_are_released(server: Server, admin: httpx.Client, provider: FakeProvider) -> None:
