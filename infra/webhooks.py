@@ -68,29 +68,30 @@ with recursive waiting as (
             order by further.webhook_id limit 1)
     from waiting where waiting.webhook_id is not null
 ), due as (
-    select its.delivery_id, its.webhook_id, its.team_id, its.host, its.next_attempt_at
+    select its.*, row_number() over (partition by its.webhook_id order by its.next_attempt_at) as of_webhook
     from waiting cross join lateral (
         select delivery_id, webhook_id, team_id, host, next_attempt_at
         from app.webhook_deliveries
         where webhook_id = waiting.webhook_id and status = 'pending' and next_attempt_at <= %(now)s
           and coalesce(leased_until <= %(now)s, true)
         order by next_attempt_at
-        limit greatest(0, %(by_webhook)s - coalesce((%(busy)s::jsonb ->> webhook_id::text)::int, 0))
+        limit greatest(0, %(by_webhook)s - coalesce((%(busy)s::jsonb ->> waiting.webhook_id::text)::int, 0))
     ) as its
-), ranked as (
-    select delivery_id, next_attempt_at,
-           row_number() over (partition by webhook_id order by next_attempt_at, delivery_id) as of_webhook,
-           row_number() over (partition by team_id order by next_attempt_at, delivery_id)
-               + coalesce((%(busy)s::jsonb ->> ('team ' || team_id))::int, 0) as of_team,
-           row_number() over (partition by host order by next_attempt_at, delivery_id)
-               + coalesce((%(busy)s::jsonb ->> ('host ' || host))::int, 0) as of_host
+), by_team as (
+    select due.*, row_number() over (partition by team_id order by of_webhook, next_attempt_at)
+        + coalesce((%(busy)s::jsonb ->> ('team ' || team_id))::int, 0) as of_team
     from due
+), by_host as (
+    select by_team.*, row_number() over (partition by host order by of_webhook, next_attempt_at)
+        + coalesce((%(busy)s::jsonb ->> ('host ' || host))::int, 0) as of_host
+    from by_team
+    where of_team <= %(by_team)s
 ), taken as (
     select delivery_id
     from app.webhook_deliveries
     where delivery_id in (
-        select delivery_id from ranked
-        where of_team <= %(by_team)s and of_host <= %(by_host)s
+        select delivery_id from by_host
+        where of_host <= %(by_host)s
         order by of_webhook, next_attempt_at
         limit %(free)s)
       and status = 'pending' and next_attempt_at <= %(now)s and coalesce(leased_until <= %(now)s, true)
