@@ -200,8 +200,8 @@ class UsageController(Controller):
         return reply(
             OrganizationCosts(
                 organization_id=organization_id,
-                start_date=request.query_params.get("start_date"),
-                end_date=request.query_params.get("end_date"),
+                start_date=start_date,
+                end_date=end_date,
                 total_cost_usd=usd6(total),
                 provider_cost_usd=usd6(provider),
                 profit_usd=usd6(subtract(total, provider)),
