@@ -15,6 +15,7 @@ from litestar.types import ASGIApp, ControllerRouterHandler
 from api.access_groups import AccessGroupsController
 from api.admin_audit_log import AdminAuditLogController
 from api.admin_users import AdminUsersController
+from api.audit import AuditController
 from api.bodies import StrictBody
 from api.caller import the_caller
 from api.chores import chores
@@ -30,8 +31,9 @@ from api.listing import DEPENDENCIES as LISTING
 from api.llm_calls import LlmCallsController
 from api.model_aliases import ModelAliasesController
 from api.model_groups import ModelGroupsController
-from api.openapi import OpenAPIController, document
+from api.openapi import document
 from api.organizations import OrganizationsController
+from api.pages import PagesController
 from api.problems import HANDLERS
 from api.provider_credentials import ProviderCredentialsController
 from api.sessions import SessionsController
@@ -97,7 +99,7 @@ def read_models(settings: Settings) -> Sequence[Projection]:
 CONTROLLERS: Sequence[ControllerRouterHandler] = (
     HealthController,
     MetricsController,
-    OpenAPIController,
+    PagesController,
     CreditsController,
     StatsController,
     OrganizationsController,
@@ -116,6 +118,7 @@ CONTROLLERS: Sequence[ControllerRouterHandler] = (
     SessionsController,
     AdminUsersController,
     AdminAuditLogController,
+    AuditController,
     WebhooksController,
 )
 
@@ -187,6 +190,9 @@ def create_app(settings: Settings, dsn: str, *, works: bool = True) -> ASGIApp:
     return Edge(app, settings.max_body_bytes)
 
 
+FIRST_TABLES_SECONDS = 5.0
+
+
 @asynccontextmanager
 async def open_house(settings: Settings, dsn: str, *, works: bool = True) -> AsyncIterator[House]:
     """Opens the house, and closes it in the order in which nothing acknowledged can be lost.
@@ -234,6 +240,9 @@ async def open_house(settings: Settings, dsn: str, *, works: bool = True) -> Asy
     scheduler = Scheduler(connect, chores(house))
     if works:
         await engine.start()
+    # On a new database the first requests, and the first chores, would come before the tables that they read.
+    await progress.reach(0, timeout_s=FIRST_TABLES_SECONDS)
+    if works:
         await sender.start()
         await scheduler.start()
     try:

@@ -33,6 +33,8 @@ ELECTION_SECONDS = 1.0
 IDLE_SECONDS = 1.0
 RETRY_SECONDS = 3.0
 FOLLOW_SECONDS = 0.003
+RING_SECONDS = 0.003
+CHANNEL = "journal"
 
 _SETUP = """
 create table if not exists readmodel.tracking (
@@ -109,6 +111,38 @@ class Health:
         return 0.0 if self.behind_since is None else time.monotonic() - self.behind_since
 
 
+class Bell:
+    """Tells the leader in another process that there are events. Rings of one moment become one notification.
+
+    It is rung beside the append, never in it: a notification takes a lock of the whole database until its commit.
+    """
+
+    def __init__(self, connect: Callable[[], Awaitable[Connection]]) -> None:
+        self._connect = connect
+        self._rung = asyncio.Event()
+        self._task: asyncio.Task[None] | None = None
+
+    def ring(self) -> None:
+        self._rung.set()
+        if self._task is None or self._task.done():
+            self._task = asyncio.create_task(self._notify(), name="bell")
+
+    async def _notify(self) -> None:
+        try:
+            async with await self._connect() as connection:
+                while True:
+                    await self._rung.wait()
+                    self._rung.clear()
+                    await connection.execute(SQL("notify {}").format(Identifier(CHANNEL)))
+                    await asyncio.sleep(RING_SECONDS)
+        except (psycopg.OperationalError, psycopg.InterfaceError, OSError) as problem:
+            # The leader looks by itself every second.
+            log.warning("bell.silent", reason=type(problem).__name__)
+
+    async def stop(self) -> None:
+        await _cancelled(self._task)
+
+
 class Engine:
     """The projections of one process; at most one process leads.
 
@@ -131,21 +165,23 @@ class Engine:
         self._progress = progress
         self._projected = projected
         self._news = asyncio.Event()
+        self._bell = Bell(connect)
         self._task: asyncio.Task[None] | None = None
         self.health = Health()
 
     def wake(self, position: int = 0) -> None:
-        """There may be events to project."""
-        self._news.set()
+        """There may be events to project, here or wherever the leader is."""
+        if self.health.leading:
+            self._news.set()
+        else:
+            self._bell.ring()
 
     async def start(self) -> None:
         self._task = asyncio.create_task(self._run(), name="projections")
 
     async def stop(self) -> None:
-        if self._task is not None:
-            self._task.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await self._task
+        await _cancelled(self._task)
+        await self._bell.stop()
 
     # -- leading ---------------------------------------------------------------------------------------------------
 
@@ -173,8 +209,28 @@ class Engine:
 
     async def _lead(self, connection: Connection) -> None:
         """Waits to be elected, makes the tables, then projects until the connection or an event breaks."""
-        while not await _is_elected(connection):  # noqa: ASYNC110 the database cannot wake us
+        while not await _is_elected(connection):
+            self.health.stopped_by = None  # whatever stopped us is the leader's trouble now
             await asyncio.sleep(ELECTION_SECONDS)
+        ears = asyncio.create_task(self._listen(), name="ears")
+        try:
+            await self._project_on(connection)
+        finally:
+            await _cancelled(ears)
+
+    async def _listen(self) -> None:
+        """Hears the bells of other processes."""
+        while True:
+            try:
+                async with await self._connect() as connection:
+                    await connection.execute(SQL("listen {}").format(Identifier(CHANNEL)))
+                    async for _ in connection.notifies():
+                        self._news.set()
+            except (psycopg.OperationalError, psycopg.InterfaceError, OSError) as problem:
+                log.warning("projections.deaf", reason=type(problem).__name__)
+            await asyncio.sleep(ELECTION_SECONDS)
+
+    async def _project_on(self, connection: Connection) -> None:
         await prepare(connection, self._projections)
         position = await tracked(connection)
         self._progress.moved(position)
@@ -197,6 +253,13 @@ class Engine:
                 self.health.behind_since = None
                 with contextlib.suppress(TimeoutError):
                     await asyncio.wait_for(self._news.wait(), IDLE_SECONDS)
+
+
+async def _cancelled(task: asyncio.Task[None] | None) -> None:
+    if task is not None:
+        task.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await task
 
 
 async def _is_elected(connection: Connection) -> bool:

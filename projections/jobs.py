@@ -56,12 +56,12 @@ create table jobs (
     provider_cost_usd  numeric not null default 0,
     client_cost_usd    numeric not null default 0
 );
-create index jobs_by_team on jobs (team_id, created_at desc, job_id);
-create index jobs_by_organization on jobs (organization_id, created_at desc, job_id);
-create index jobs_by_time on jobs (created_at desc, job_id);
+create index jobs_by_team on jobs (team_id, created_at desc, job_id desc);
+create index jobs_by_organization on jobs (organization_id, created_at desc, job_id desc);
+create index jobs_by_time on jobs (created_at desc, job_id desc);
 create index jobs_open on jobs (active_at) where status in ('pending', 'in_progress');
 create index jobs_open_by_team on jobs (team_id, created_at) where status in ('pending', 'in_progress');
-create index jobs_by_user on jobs (user_id, created_at desc, job_id) where user_id is not null;
+create index jobs_by_user on jobs (user_id, created_at desc, job_id desc) where user_id is not null;
 """
 
 _INSERT = """
@@ -363,9 +363,11 @@ async def page(
     """
     conditions = [condition for name, condition in _CONDITIONS.items() if wanted.get(name) is not None]
     where = f" where {' and '.join(conditions)}" if conditions else ""
-    direction = "desc nulls last" if descending else "asc nulls last"
     assert sort_by in SORTS
-    order = f" order by {sort_by} {direction}, job_id {direction} limit %(limit)s offset %(offset)s"
+    direction = "desc" if descending else "asc"
+    # Said only where there are nulls: an index of a column without any is not used for an order that speaks of them.
+    nulls = "nulls last" if sort_by in ("completed_at", "started_at") else ""
+    order = f" order by {sort_by} {direction} {nulls}, job_id {direction} limit %(limit)s offset %(offset)s"
     found = await fetch_all(connection, JobRecord, SELECT + where + order, wanted)
     total = await count(connection, _COUNT + where, wanted)
     return found, total
