@@ -59,7 +59,7 @@ class CreateAndCallController(Controller):
     guards = [team_or_admin, limited]
 
     @post("/create-and-call", status_code=200)
-    async def call(
+    async def create_and_call(
         self, caller: NamedDependency[Caller], data: JSONBody[CreateAndCallBody]
     ) -> Response[CreateAndCallAnswer]:
         """Open a job, call a model once, complete and charge the job."""
@@ -71,8 +71,10 @@ class CreateAndCallController(Controller):
         return reply(_answer(finished), headers=call.headers)
 
     @post("/create-and-call-stream", status_code=200, media_type="text/event-stream")
-    async def stream(self, caller: NamedDependency[Caller], data: JSONBody[CreateAndCallBody]) -> Stream:
-        """The same, with the answer passed on as it is written."""
+    async def create_and_call_stream(
+        self, caller: NamedDependency[Caller], data: JSONBody[CreateAndCallBody]
+    ) -> Stream:
+        """Open a job and pass the answer of its one call on as it is written; the job is charged when all is out."""
         call = await _started(caller, data, streaming=True)
         body: AsyncIterator[bytes] = events(call, relay(call))
         return event_stream(call, body)

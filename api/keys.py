@@ -84,7 +84,7 @@ class KeyRevoked(KeyAnswer, kw_only=True):
 
 class KeysController(Controller):
     path = "/api/teams/{team_id:str}"
-    tags = ["Teams"]
+    tags = ["Keys"]
 
     @post("/keys", status_code=200, guards=[admin_only])
     async def issue(

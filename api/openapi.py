@@ -1,28 +1,29 @@
-"""The description of the API, as OpenAPI 3.0, and two pages that show it without any help from the internet.
+"""The description of the API, as OpenAPI 3.0.
 
 Litestar describes the routes in OpenAPI 3.1. Most generators and tools still speak 3.0, so the document is translated;
-what Litestar cannot know (credentials, errors, idempotency keys) is added in the same walk.
+what Litestar cannot know (who may ask, errors, idempotency keys) is added in the same walk.
 """
 
 import re
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from decimal import Decimal
-from functools import lru_cache
-from importlib.resources import files
 from typing import Any
 
 import msgspec
-from litestar import Controller, Litestar, Response, get
+from litestar import Litestar
 from litestar._openapi.schema_generation import SchemaCreator
-from litestar.exceptions import NotFoundException
+from litestar.handlers import HTTPRouteHandler
 from litestar.openapi import OpenAPIConfig
-from litestar.openapi.spec import OpenAPIType, Schema
-from litestar.params import FromPath
+from litestar.openapi.spec import OpenAPIFormat, OpenAPIType, Schema
 from litestar.plugins import OpenAPISchemaPlugin
+from litestar.routes import HTTPRoute
 from litestar.types import ControllerRouterHandler
 from litestar.typing import FieldDefinition
 
+from api.caller import Door
 from api.problems import PROBLEMS
+from api.request_examples import EXAMPLES, STREAM
 from infra.version import VERSION
 
 Json = dict[str, Any]
@@ -44,11 +45,9 @@ TAGS = {
     "Reports": "Figures for dashboards and finance.",
     "Audit": "The journal, and the proof that it is whole.",
     "Health": "Whether the server lives, and whether it can do its work.",
+    "Documentation": "This description, and a client.",
 }
 
-OPEN_PATHS = re.compile(
-    r"^(/health(/.*)?|/api/health|/api/health-check|/metrics|/examples/.*|/api/admin-users/(setup.*|login)|/api/admin/login)$"
-)
 DESCRIPTION = """
 Jobs group calls to language models; a job is one charge to the credits of its team. Everything lives under `/api`, and
 under `/api/v1` just the same. Send a virtual key (`Authorization: Bearer sk-...`) for the data of its team; whatever
@@ -57,11 +56,32 @@ needs an administrator takes the master key, as Bearer or as `X-Admin-Key`, or t
 Every POST takes an `Idempotency-Key`: asked again within 24 hours, it answers as before and does nothing twice.
 """
 
-_NOISE = {"deprecated", "allowEmptyValue", "allowReserved"}
-_STATUS_OF_BODIES = (400, 409, 413, 422)
-_STATUS_OF_ALL = (401, 403, 429, 500, 503)
-_STATUSES = sorted((*_STATUS_OF_BODIES, *_STATUS_OF_ALL, 404))
+IDEMPOTENCY_KEY: Json = {
+    "name": "Idempotency-Key",
+    "in": "header",
+    "required": False,
+    "schema": {"type": "string", "minLength": 1, "maxLength": 255},
+    "description": "Asked again with the same key, the request is answered as before and does nothing.",
+}
 
+# Who may ask, by what the routes ask of them; open routes ask nothing.
+ANYBODY = "anybody"
+CALLERS = {
+    "anybody": "Open to everybody.",
+    "team": "For the team's virtual key, and for administrators.",
+    "admin": "For administrators.",
+    "auditor": "For owners, administrators and auditors.",
+    "person": "For an administrator's session.",
+}
+
+# What open routes may answer besides what they are asked for; all others may answer what their method allows.
+_OPEN_STATUSES = {"/health/ready": [503], "/health/db": [503], "/metrics": [401, 403]}
+_LOGIN = re.compile(r"/login$")
+
+_NOISE = {"deprecated", "allowEmptyValue", "allowReserved"}
+_UUIDS = {"job_id", "key_id", "webhook_id", "delivery_id", "credential_id", "transaction_id"}
+_BEFORE_THE_DOT = re.compile(r"^(?P<first>.*?)\.(?:\s+(?P<rest>.*))?$", re.DOTALL)
+_NOT_BEFORE_A_LINE_FEED = r"(?!\n)"
 ERROR: Json = {
     "type": "object",
     "required": ["detail", "code"],
@@ -97,6 +117,21 @@ VALIDATION_ERROR: Json = {
 }
 
 
+class Formats(OpenAPISchemaPlugin):
+    """`Uuid` and `Timestamp` are strings of a format, which Litestar does not see."""
+
+    def is_plugin_supported_field(self, field_definition: FieldDefinition) -> bool:
+        return _format_of(field_definition) is not None
+
+    def to_openapi_schema(self, field_definition: FieldDefinition, schema_creator: SchemaCreator) -> Schema:
+        return Schema(type=OpenAPIType.STRING, format=_format_of(field_definition))
+
+
+def _format_of(field: FieldDefinition) -> OpenAPIFormat | None:
+    found = (each.extra_json_schema for each in field.metadata if isinstance(each, msgspec.Meta))
+    return next((OpenAPIFormat(extra["format"]) for extra in found if extra), None)
+
+
 class DecimalsAreNumbers(OpenAPISchemaPlugin):
     """Money is a JSON number here, digit for digit."""
 
@@ -110,15 +145,23 @@ class DecimalsAreNumbers(OpenAPISchemaPlugin):
 
 def document(controllers: Sequence[ControllerRouterHandler], **app: Any) -> Json:
     """The OpenAPI 3.0 document of these controllers; `app` is what they need to be registered."""
-    described = Litestar(
+    served = Litestar(
         list(controllers),
-        openapi_config=OpenAPIConfig(title="SaaS LiteLLM API", version=VERSION, use_handler_docstrings=True),
-        plugins=[DecimalsAreNumbers()],
+        openapi_config=OpenAPIConfig(
+            title="SaaS LiteLLM API", version=VERSION, use_handler_docstrings=True, create_examples=False
+        ),
+        plugins=[DecimalsAreNumbers(), Formats()],
         **app,
-    ).openapi_schema.to_schema()
+    )
+    described = served.openapi_schema.to_schema()
     schemas = described.get("components", {}).get("schemas", {})
     names = _short_names(schemas)
-    paths = {path: _path_item(path, item) for path, item in sorted(described["paths"].items())}
+    handlers = {(method, path): handler for method, path, handler in _handlers(served)}
+    paths = {
+        path: {method: _operation(path, method, each, handlers[method, path]) for method, each in item.items()}
+        for path, item in sorted(described["paths"].items())
+    }
+    _name_operations(paths)
     found: Json = {
         "openapi": "3.0.3",
         "info": {"title": "SaaS LiteLLM API", "version": VERSION, "description": DESCRIPTION.strip()},
@@ -128,13 +171,11 @@ def document(controllers: Sequence[ControllerRouterHandler], **app: Any) -> Json
         "paths": paths,
         "components": {
             "schemas": {
-                **{names[name]: schema for name, schema in sorted(schemas.items())},
+                **{names[name]: _with_example(names[name], schema) for name, schema in sorted(schemas.items())},
                 "Error": ERROR,
                 "ValidationError": VALIDATION_ERROR,
             },
-            "responses": {
-                str(status): _error_response(status) for status in (*_STATUS_OF_BODIES, *_STATUS_OF_ALL, 404)
-            },
+            "responses": {str(status): _error_response(status) for status in _statuses()},
             "securitySchemes": {
                 "bearerAuth": {
                     "type": "http",
@@ -150,52 +191,211 @@ def document(controllers: Sequence[ControllerRouterHandler], **app: Any) -> Json
     return translated
 
 
+def operations_of(openapi: Json) -> Iterator[tuple[str, str, Json]]:
+    """Method, path and description of every operation of a document."""
+    for path, item in openapi["paths"].items():
+        for method, operation in item.items():
+            yield method.upper(), path, operation
+
+
+def _handlers(served: Litestar) -> Iterator[tuple[str, str, HTTPRouteHandler]]:
+    for route in served.routes:
+        if isinstance(route, HTTPRoute):
+            for handler in route.route_handlers:
+                for method in handler.http_methods:
+                    yield method.lower(), route.path_format, handler
+
+
 def _short_names(schemas: Json) -> dict[str, str]:
     """`CreateJobBody` instead of the whole path of its module, where that is clear."""
-    short: dict[str, str] = {}
-    for name, schema in schemas.items():
-        title = str(schema.get("title", name))
-        short[name] = title if title not in short.values() else name
-    return short
+    titles = Counter(str(schema.get("title", name)) for name, schema in schemas.items())
+    clear = {name: str(schema.get("title", name)) for name, schema in schemas.items()}
+    return {name: title if titles[title] == 1 else _module_and(name, title) for name, title in clear.items()}
 
 
-def _path_item(path: str, item: Json) -> Json:
-    return {method: _operation(path, method, operation) for method, operation in item.items()}
+def _module_and(name: str, title: str) -> str:
+    """`UsageStats` of two modules as `ModelAliasesUsageStats` and `TeamsUsageStats`."""
+    words = name.removesuffix(title).strip("_.").split("_")
+    return "".join(word.title() for word in words if word not in ("api", "domain", "infra", "")) + title
 
 
-def _operation(path: str, method: str, operation: Json) -> Json:
-    statuses = list(_STATUS_OF_ALL)
+def _with_example(name: str, schema: Json) -> Json:
+    return {**schema, "example": EXAMPLES[name]} if name in EXAMPLES else schema
+
+
+# -- operations --------------------------------------------------------------------------------------------------------
+
+
+def _operation(path: str, method: str, operation: Json, handler: HTTPRouteHandler) -> Json:
+    door = _door(handler)
+    caller = _caller(door)
+    summary, description = _told(str(operation["description"]))
+    made: Json = {
+        "tags": operation["tags"],
+        "summary": summary,
+        "description": f"{description}\n\n{CALLERS[caller]}".strip(),
+        "operationId": handler.handler_name,
+        "x-caller": caller,
+    }
+    if door is None:
+        made["security"] = []
+    elif not door.master:
+        made["security"] = [{"bearerAuth": []}]
+    parameters = [_parameter(path, each) for each in _once(operation.get("parameters", []))]
     if method == "post":
-        operation.setdefault("parameters", []).append(
-            {
-                "name": "Idempotency-Key",
-                "in": "header",
-                "required": False,
-                "schema": {"type": "string", "minLength": 1, "maxLength": 255},
-                "description": "Asked again with the same key, the request is answered as before and does nothing.",
-            }
-        )
-    if method != "get":
-        statuses += _STATUS_OF_BODIES
-    if operation.get("parameters"):
-        statuses += [422]
-    if "{" in path:
-        statuses += [404]
-    if OPEN_PATHS.match(path):
-        operation["security"] = []
-    responses = {status: answer for status, answer in operation["responses"].items() if status[0] == "2"}
-    for status in sorted(set(statuses)):
-        responses[str(status)] = {"$ref": f"#/components/responses/{status}"}
-    return {**operation, "responses": responses}
+        parameters.append(IDEMPOTENCY_KEY)
+    if parameters:
+        made["parameters"] = parameters
+    if "requestBody" in operation:
+        made["requestBody"] = _request_body(operation["requestBody"], handler)
+    made["responses"] = _responses(path, method, {**made, "responses": operation["responses"]})
+    return made
+
+
+def _caller(door: Door | None) -> str:
+    if door is None:
+        return ANYBODY
+    if door.teams:
+        return "team"
+    if door.reading == "audit":
+        return "auditor"
+    return "admin" if door.master else "person"
+
+
+def _door(handler: HTTPRouteHandler) -> Door | None:
+    return next((guard for guard in handler.resolve_guards() if isinstance(guard, Door)), None)
+
+
+def _told(docstring: str) -> tuple[str, str]:
+    """The first sentence as a title; the whole of it too if there is more."""
+    text = docstring.strip()
+    found = _BEFORE_THE_DOT.match(text)
+    if found is None:
+        return text, ""
+    return found["first"], text if found["rest"] else ""
+
+
+def _once(parameters: Sequence[Json]) -> list[Json]:
+    """A parameter that both a handler and what it depends on ask for is still one."""
+    return list({(each["in"], each["name"]): each for each in parameters}.values())
+
+
+def _parameter(path: str, parameter: Json) -> Json:
+    name = parameter["name"]
+    is_uuid = parameter["in"] == "path" and (name in _UUIDS or (name == "user_id" and "/admin-users/" in path))
+    return {**parameter, "schema": {**parameter["schema"], "format": "uuid"}} if is_uuid else parameter
+
+
+def _request_body(body: Json, handler: HTTPRouteHandler) -> Json:
+    field = handler.parsed_data_field
+    is_optional = field is not None and (field.is_optional or field.has_default)
+    return {**body, "required": not is_optional}
+
+
+def _responses(path: str, method: str, operation: Json) -> Json:
+    found: Json = {}
+    for status, answer in operation["responses"].items():
+        if status[0] == "2":
+            streams = "text/event-stream" in answer.get("content", {})
+            found[status] = _event_stream() if streams else _answer(answer, operation)
+    for status in _refusals(path, method, operation):
+        found[str(status)] = {"$ref": f"#/components/responses/{status}"}
+    return found
+
+
+def _answer(answer: Json, operation: Json) -> Json:
+    headers = {}
+    if any(parameter["name"] == "limit" for parameter in operation.get("parameters", [])):
+        headers["X-Total-Count"] = _header("How many matches there are on all pages", "integer")
+    if IDEMPOTENCY_KEY in operation.get("parameters", []):
+        headers["Idempotent-Replayed"] = _header("`true` if this is the answer to an earlier request with this key")
+    made = {"description": "As asked for", "content": answer.get("content", {})}
+    return {**made, "headers": headers} if headers else made
+
+
+def _event_stream() -> Json:
+    return {
+        "description": "Server-sent events: chunks of an OpenAI chat completion, then `[DONE]`. A line that begins "
+        "with a colon is a comment. A chunk with the key `error` tells of a failure.",
+        "headers": {"X-Job-Id": _header("The job"), "X-Call-Id": _header("The call")},
+        "content": {"text/event-stream": {"schema": {"type": "string"}, "example": STREAM}},
+    }
+
+
+def _header(description: str, kind: str = "string") -> Json:
+    return {"description": description, "schema": {"type": kind}}
+
+
+def _refusals(path: str, method: str, operation: Json) -> list[int]:
+    """What else may be answered."""
+    is_open = operation["x-caller"] == ANYBODY
+    found = {500, *_OPEN_STATUSES.get(path, [])}
+    if is_open and method == "get":
+        return sorted(found | ({503} if path.startswith("/api/admin-users") else set()))
+    found |= {401, 403, 429, 503} if not is_open or _LOGIN.search(path) else {503}
+    if method == "get":
+        found.discard(429)
+    else:
+        found |= {400}
+    if method == "post":
+        found |= {409, 413, 422}
+    if "requestBody" in operation:
+        found |= {413, 422}
+    parameters = [parameter for parameter in operation.get("parameters", []) if parameter["in"] != "header"]
+    if any(parameter["in"] == "query" for parameter in parameters):
+        found |= {422}
+    if not is_open and (parameters or "requestBody" in operation):
+        found |= {404}
+    return sorted(found)
+
+
+def _statuses() -> list[int]:
+    return sorted({entry.status for entry in PROBLEMS.values()})
 
 
 def _error_response(status: int) -> Json:
     codes = sorted(code for code, entry in PROBLEMS.items() if entry.status == status)
     schema = "ValidationError" if status == 422 else "Error"
-    return {
+    made: Json = {
         "description": f"One of: {', '.join(codes)}",
         "content": {"application/json": {"schema": {"$ref": f"#/components/schemas/{schema}"}}},
     }
+    if status in (409, 429, 503):
+        made["headers"] = {"Retry-After": _header("Seconds to wait", "integer")}
+    return made
+
+
+def _name_operations(paths: Json) -> None:
+    """Gives every operation a name of its own: `jobs_create`; behind another path, that path says which one it is."""
+    plain: dict[str, list[tuple[str, str, Json]]] = {}
+    for path, item in paths.items():
+        for method, operation in item.items():
+            plain.setdefault(_plain_name(path, operation), []).append((path, method, operation))
+    for name, bearers in plain.items():
+        tag = bearers[0][2]["tags"][0].lower().replace(" ", "-").removesuffix("s")
+        bearers.sort(key=lambda bearer: (f"/{tag}" not in bearer[0], len(bearer[0]), bearer[0], bearer[1]))
+        first_path, _, first = bearers[0]
+        first["operationId"] = name
+        for path, method, operation in bearers[1:]:
+            operation["operationId"] = f"{name}_by_{method}" if path == first_path else f"{name}_at_{_words_of(path)}"
+
+
+def _plain_name(path: str, operation: Json) -> str:
+    """The handler's name behind that of its category, without what would be said twice."""
+    tag, handler = _slug(operation["tags"][0]), str(operation["operationId"])
+    if handler.startswith("list_") and handler.removeprefix("list_") in tag:
+        handler = "list"
+    if handler.startswith("of_"):
+        handler = _words_of(path).rpartition("_")[2]
+    return handler if handler == tag else f"{tag}_{handler}"
+
+
+def _words_of(path: str) -> str:
+    return _slug(re.sub(r"\{\w+\}", "", path.removeprefix("/api/")))
+
+
+def _slug(text: str) -> str:
+    return "_".join(re.findall(r"\w+", text.lower().replace("_", " ")))
 
 
 # -- from 3.1 to 3.0 ---------------------------------------------------------------------------------------------------
@@ -240,6 +440,8 @@ def _plain(schema: Json) -> Json:
         schema["type"] = kinds[0]
     if schema.get("required") == []:
         del schema["required"]
+    if isinstance(schema.get("pattern"), str):
+        schema["pattern"] = schema["pattern"].removesuffix(_NOT_BEFORE_A_LINE_FEED)
     if "const" in schema:
         schema["enum"] = [schema.pop("const")]
     for bound, exclusive in (("minimum", "exclusiveMinimum"), ("maximum", "exclusiveMaximum")):
@@ -249,89 +451,3 @@ def _plain(schema: Json) -> Json:
         schema["enum"] = [word for word in schema["enum"] if word is not None]
         schema["nullable"] = True
     return schema
-
-
-# -- the pages ---------------------------------------------------------------------------------------------------------
-
-_CLIENT = files("examples") / "typed_client.py"
-_ASSETS = files("drf_spectacular_sidecar") / "static" / "drf_spectacular_sidecar"
-_SERVED = {
-    "swagger-ui.css": ("swagger-ui-dist/swagger-ui.css", "text/css"),
-    "swagger-ui-bundle.js": ("swagger-ui-dist/swagger-ui-bundle.js", "text/javascript"),
-    "redoc.js": ("redoc/bundles/redoc.standalone.js", "text/javascript"),
-    "favicon.png": ("swagger-ui-dist/favicon-32x32.png", "image/png"),
-}
-
-_PAGE = """<!doctype html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<title>SaaS LiteLLM API</title>
-<link rel="icon" type="image/png" href="/docs/assets/favicon.png">
-{head}
-</head>
-<body>{body}</body>
-</html>
-"""
-_SWAGGER = _PAGE.format(
-    head='<link rel="stylesheet" href="/docs/assets/swagger-ui.css">',
-    body="""<div id="page"></div>
-<script src="/docs/assets/swagger-ui-bundle.js"></script>
-<script>
-SwaggerUIBundle({url: "/openapi.json", dom_id: "#page", deepLinking: true, persistAuthorization: true,
-                 tagsSorter: undefined, docExpansion: "none", validatorUrl: null});
-</script>""",
-)
-_REDOC = _PAGE.format(
-    head="<style>body { margin: 0 }</style>",
-    body="""<div id="page"></div>
-<script src="/docs/assets/redoc.js"></script>
-<script>
-Redoc.init("/openapi.json", {disableGoogleFont: true, hideDownloadButton: false}, document.getElementById("page"));
-</script>""",
-)
-
-
-class OpenAPIController(Controller):
-    include_in_schema = False
-
-    @get("/openapi.json", sync_to_thread=True)
-    def openapi(self) -> Response[bytes]:
-        """The document, made at the first request."""
-        return Response(_document_bytes(), media_type="application/json")
-
-    @get("/docs", sync_to_thread=False)
-    def swagger(self) -> Response[str]:
-        return Response(_SWAGGER, media_type="text/html")
-
-    @get("/redoc", sync_to_thread=False)
-    def redoc(self) -> Response[str]:
-        return Response(_REDOC, media_type="text/html")
-
-    @get("/examples/typed_client.py", sync_to_thread=True)
-    def typed_client(self) -> Response[bytes]:
-        """The source of the typed client."""
-        return Response(_CLIENT.read_bytes(), media_type="text/x-python")
-
-    @get("/docs/assets/{name:str}", sync_to_thread=True)
-    def asset(self, name: FromPath[str]) -> Response[bytes]:
-        if name not in _SERVED:
-            raise NotFoundException
-        place, media_type = _SERVED[name]
-        content = (_ASSETS / place).read_bytes()
-        return Response(content, media_type=media_type, headers={"Cache-Control": "public, max-age=86400"})
-
-
-@lru_cache(maxsize=1)
-def _document_bytes() -> bytes:
-    from api.app import described  # the application knows its controllers; they include this one
-
-    return msgspec.json.encode(described())
-
-
-def paths_of(openapi: Json) -> Iterator[tuple[str, str]]:
-    """Every method and path of a document."""
-    for path, item in openapi["paths"].items():
-        for method in item:
-            yield method.upper(), path
