@@ -26,9 +26,10 @@ from api import idempotency
 from api.answers import encode, reply
 from api.house import House
 from api.throttle import Admission
-from domain.errors import AdminRequired, Forbidden, InsufficientCredits, JwtRequired, Refusal, Unauthorized
+from domain.errors import AdminRequired, Forbidden, InsufficientCredits, JwtRequired, NotFound, Refusal, Unauthorized
+from domain.job import Job
 from domain.organization import Organization
-from domain.streams import CREDIT, KEY, ORGANIZATION, SHORTAGE, TEAM, THE_USERS, category_of
+from domain.streams import CREDIT, JOB, KEY, ORGANIZATION, SHORTAGE, TEAM, THE_USERS, category_of
 from domain.team import KeyOwner, Team, require_active, require_valid_key
 from domain.user import Permission, Users, require_permission, require_session
 from domain.webhook import ReportShortage, report_shortage
@@ -85,6 +86,20 @@ class Caller:
         if team_id is not None and team_id != self.team_id:
             raise Forbidden(team_id)
         return self.team_id
+
+    async def job(self, job_id: str) -> Job:
+        """The job as it was last seen here: enough to know whose it is, which never changes.
+
+        Raises:
+            NotFound, Forbidden: there is none, or it is another team's.
+        """
+        stream = JOB.stream(job_id)
+        job = self.house.ledger.glance(stream) or (await self.house.ledger.read(stream)).states[0]
+        if not isinstance(job, Job):
+            raise NotFound("job")
+        if self.team_id is not None and job.team_id != self.team_id:
+            raise Forbidden(self.team_id)
+        return job
 
     async def decide(
         self,

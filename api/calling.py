@@ -27,7 +27,6 @@ from api.problems import PROBLEMS, Invalid, Trouble
 from api.throttle import Admission
 from domain import catalog as names
 from domain.charging import CompleteJob, FailJob, StartCall, complete_job, fail_job, start_call
-from domain.errors import Forbidden, NotFound
 from domain.event import Command, Event, JsonObject
 from domain.job import Attempt, CallError, CallStarted, FailCall, FinishCall, Job, fail_call, finish_call, require_job
 from domain.streams import CREDIT, JOB, ORGANIZATION, TEAM, THE_CATALOG
@@ -164,7 +163,7 @@ async def start(caller: Caller, job_id: str, asked: Question, *, streaming: bool
         NotFound, Forbidden, JobClosed, ModelNotAllowed, InsufficientCredits: and no provider hears of it.
     """
     house = caller.house
-    job, team_id, organization_id = await _job_of(caller, job_id)
+    job = await caller.job(job_id)
     request_body = msgspec.json.encode(asked.request)
     admission = caller.admission
     assert admission is not None, "every endpoint that calls a model is limited"
@@ -186,25 +185,14 @@ async def start(caller: Caller, job_id: str, asked: Question, *, streaming: bool
     outcome = await caller.decide(
         start_call,
         command,
-        job,
-        CREDIT.stream(team_id),
-        TEAM.stream(team_id),
-        ORGANIZATION.stream(organization_id),
+        JOB.stream(job_id),
+        CREDIT.stream(job.team_id),
+        TEAM.stream(job.team_id),
+        ORGANIZATION.stream(job.organization_id),
         THE_CATALOG,
     )
     started = next(event for event in outcome.events if isinstance(event, CallStarted))
     return Call(house, caller, started, asked.request, admission)
-
-
-async def _job_of(caller: Caller, job_id: str) -> tuple[str, str, str]:
-    """The stream of a job, its team and its organization, if the caller may call models in it."""
-    stream = JOB.stream(job_id)
-    job = caller.house.ledger.glance(stream) or (await caller.house.ledger.read(stream)).states[0]
-    if not isinstance(job, Job):
-        raise NotFound("job")
-    if caller.team_id is not None and job.team_id != caller.team_id:
-        raise Forbidden(caller.team_id)
-    return stream, job.team_id, job.organization_id
 
 
 # -- whole answers -----------------------------------------------------------------------------------------------------
@@ -244,6 +232,10 @@ async def _complete(call: Call, answer: Callable[[Finished], Any]) -> Finished:
             _note(call, index, failure)
             if not failure.falls_back:
                 break
+        except Exception as problem:
+            # Our own mistake, but the call has to end all the same.
+            log.exception("call.crashed", call_id=call.call_id)
+            _note(call, index, ProviderFailure("error", type(problem).__name__))
         else:
             return await _finish(call, index, completion, answer)
     raise await _fail(call)
