@@ -6,7 +6,7 @@ key: they are the business itself, and tell their own story. Events hold no secr
 which secrets are kept; not even these are shown.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from decimal import Decimal
@@ -17,7 +17,7 @@ import msgspec
 from domain import catalog, credential, credit, job, organization, statement, team, user, webhook
 from domain.event import Event
 from infra.journal import Connection, Recorded
-from projections.projection import Batch, Projection, Statement
+from projections.projection import Batch, Projection, Question, Statement
 from projections.reading import count, fetch_all
 
 MASTER = "master"
@@ -49,16 +49,19 @@ select user_id from json_to_recordset(%s) as row (user_id text)
 on conflict do nothing
 """
 
-# Teams act, too: what was done with a key is dropped here.
+_WHO = """
+select person.user_id
+from json_to_recordset(%s) as row (user_id text)
+join audit_log_people as person using (user_id)
+"""
+
 _INSERT = """
 insert into audit_log (
     position, actor, user_id, request_id, action, resource_type, resource_id, details, ip_address, created_at)
-select position, actor, person.user_id, request_id, action, resource_type, resource_id, details, ip_address, created_at
+select position, actor, user_id, request_id, action, resource_type, resource_id, details, ip_address, created_at
 from json_to_recordset(%s) as row (
-    position bigint, actor text, request_id text, action text, resource_type text, resource_id text, details jsonb,
-    ip_address text, created_at timestamptz)
-left join audit_log_people as person on person.user_id = row.actor
-where person.user_id is not null or row.actor in ('master', 'system')
+    position bigint, actor text, user_id text, request_id text, action text, resource_type text, resource_id text,
+    details jsonb, ip_address text, created_at timestamptz)
 """
 
 _SELECT = """
@@ -95,13 +98,14 @@ class AuditRecord(msgspec.Struct, kw_only=True):
     created_at: datetime
 
 
-class Person(msgspec.Struct):
+class Person(msgspec.Struct, frozen=True):
     user_id: str
 
 
 class Row(msgspec.Struct):
     position: int
     actor: str
+    user_id: str | None
     request_id: str
     action: str
     resource_type: str
@@ -283,27 +287,35 @@ _LEFT_OUT = frozenset(
 _AUTOMATIC = (webhook.WebhookDisabled, statement.StatementClosed)
 
 
-def project(batch: Batch) -> Iterable[Statement]:
-    yield _MEET, [Person(event.user_id) for kind in (user.OwnerSetUp, user.UserCreated) for event in batch.of(kind)]
-    yield _INSERT, [_row(recorded) for recorded in batch.recorded(*ENTRIES) if _may_be_logged(recorded.event)]
+def asks(batch: Batch) -> Iterable[Question]:
+    """Who of those that act in the batch are persons: ids of keys and of persons look alike."""
+    actors = {recorded.event.by for recorded in batch.recorded(*ENTRIES)} - {MASTER, user.SYSTEM}
+    yield Question(_WHO, [Person(actor) for actor in sorted(actors)], Person)
 
 
-def _may_be_logged(event: Event) -> bool:
-    """Whether it is an entry, as far as an event alone can tell: a key's and a person's id look alike."""
-    if event.by not in (MASTER, user.SYSTEM):
+def project(batch: Batch, known: Sequence[Person]) -> Iterable[Statement]:
+    new = [Person(event.user_id) for kind in (user.OwnerSetUp, user.UserCreated) for event in batch.of(kind)]
+    yield _MEET, new
+    people = {person.user_id for person in (*known, *new)}
+    yield _INSERT, [_row(each, people) for each in batch.recorded(*ENTRIES) if _is_entry(each.event, people)]
+
+
+def _is_entry(event: Event, people: Container[str]) -> bool:
+    if event.by in people:
         return True
     if ENTRIES[type(event)].resource_type == "job":
         return False
-    is_refill = getattr(event, "refill_period", None) is not None
-    return event.by == MASTER or not (is_refill or isinstance(event, _AUTOMATIC))
+    is_automatic = isinstance(event, _AUTOMATIC) or getattr(event, "refill_period", None) is not None
+    return event.by == MASTER or (event.by == user.SYSTEM and not is_automatic)
 
 
-def _row(recorded: Recorded) -> Row:
+def _row(recorded: Recorded, people: Container[str]) -> Row:
     event = recorded.event
     entry = ENTRIES[type(event)]
     return Row(
         position=recorded.position,
         actor=event.by,
+        user_id=event.by if event.by in people else None,
         request_id=event.request,
         action=entry.action,
         resource_type=entry.resource_type,
@@ -359,4 +371,6 @@ async def page(connection: Connection, wanted: Filter, *, limit: int, offset: in
     return await count(connection, _COUNT + wanted.where, parameters), found
 
 
-AUDIT_LOG = Projection(name="audit_log", version=1, tables=("audit_log", "audit_log_people"), ddl=DDL, project=project)
+AUDIT_LOG = Projection(
+    name="audit_log", version=1, tables=("audit_log", "audit_log_people"), ddl=DDL, project=project, asks=asks
+)
