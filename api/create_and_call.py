@@ -4,7 +4,6 @@ from collections.abc import AsyncIterator, Mapping
 from typing import Any
 from uuid import uuid4
 
-import msgspec
 from litestar import Controller, Response, post
 from litestar.di import NamedDependency
 from litestar.params import JSONBody
@@ -16,7 +15,7 @@ from api.bodies import ID, Name100
 from api.caller import Caller, team_or_admin
 from api.calling import Call, CallBody, Finished
 from api.jobs import job_ended
-from api.llm_calls import Choice, PlainAnswer, UsageAnswer, call_answer, event_stream, events, relay
+from api.llm_calls import ChatCompletion, PlainAnswer, call_answer, event_stream, events, relay
 from api.problems import Trouble
 from api.shapes import Costs, Timestamp, Uuid
 from api.throttle import limited
@@ -35,7 +34,7 @@ class CreateAndCallBody(CallBody, kw_only=True):
     metadata: JsonObject | None = None
 
 
-class CreateAndCallAnswer(msgspec.Struct, kw_only=True):
+class CreateAndCallAnswer(ChatCompletion, kw_only=True):
     job_id: Uuid
     team_id: str
     call_id: Uuid
@@ -45,12 +44,6 @@ class CreateAndCallAnswer(msgspec.Struct, kw_only=True):
     metadata: Mapping[str, Json]
     costs: Costs
     credits_remaining: int
-    id: str
-    object: str = "chat.completion"
-    created: int
-    model: str
-    choices: list[Choice]
-    usage: UsageAnswer
 
 
 class CreateAndCallController(Controller):

@@ -54,19 +54,24 @@ class CallFigures(msgspec.Struct):
     model: str
 
 
-class LlmCallAnswer(msgspec.Struct, kw_only=True):
-    """Both dialects at once: `response` and `metadata`, and an OpenAI chat completion."""
+class ChatCompletion(msgspec.Struct, kw_only=True):
+    """An answer as OpenAI's clients read it."""
 
-    call_id: Uuid
-    job_id: Uuid
-    response: PlainAnswer
-    metadata: CallFigures
     id: str
     object: str = "chat.completion"
     created: int
     model: str
     choices: list[Choice]
     usage: UsageAnswer
+
+
+class LlmCallAnswer(ChatCompletion, kw_only=True):
+    """Both dialects at once: `response` and `metadata`, and a chat completion."""
+
+    call_id: Uuid
+    job_id: Uuid
+    response: PlainAnswer
+    metadata: CallFigures
 
 
 class LlmCallsController(Controller):
