@@ -31,7 +31,7 @@ from domain.job import Job
 from domain.organization import Organization
 from domain.streams import CREDIT, JOB, KEY, ORGANIZATION, SHORTAGE, TEAM, THE_USERS, category_of
 from domain.team import KeyOwner, Team, require_active, require_valid_key
-from domain.user import Permission, Users, require_permission, require_session
+from domain.user import MASTER, Permission, Users, require_permission, require_session
 from domain.webhook import ReportShortage, report_shortage
 from infra.ledger import Guard, Outcome, Receipt, Unavailable
 from infra.secrets import hash_key
@@ -41,7 +41,6 @@ Connection = ASGIConnection[Any, Any, Any, Any]
 Kind = Literal["team", "person", "master", "anybody"]
 
 SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
-MASTER = "master"
 ANYBODY = "none"
 
 

@@ -38,6 +38,8 @@ Role = Literal["owner", "admin", "user", "auditor"]
 Permission = Literal["write", "audit", "users", "accounts"]
 Status = Literal["active", "inactive", "deleted"]
 
+MASTER = "master"
+"""Whoever has the master key: nobody in person."""
 SYSTEM = "system"
 """The house itself, which is to say its operator at the command line."""
 

@@ -20,8 +20,6 @@ from infra.journal import Connection, Recorded
 from projections.projection import Batch, Projection, Question, Statement
 from projections.reading import count, fetch_all
 
-MASTER = "master"
-
 DDL = """
 create table audit_log (
     position      bigint primary key,
@@ -289,7 +287,7 @@ _AUTOMATIC = (webhook.WebhookDisabled, statement.StatementClosed)
 
 def asks(batch: Batch) -> Iterable[Question]:
     """Who of those that act in the batch are persons: ids of keys and of persons look alike."""
-    actors = {recorded.event.by for recorded in batch.recorded(*ENTRIES)} - {MASTER, user.SYSTEM}
+    actors = {recorded.event.by for recorded in batch.recorded(*ENTRIES)} - {user.MASTER, user.SYSTEM}
     yield Question(_WHO, [Person(actor) for actor in sorted(actors)], Person)
 
 
@@ -306,7 +304,7 @@ def _is_entry(event: Event, people: Container[str]) -> bool:
     if ENTRIES[type(event)].resource_type == "job":
         return False
     is_automatic = isinstance(event, _AUTOMATIC) or getattr(event, "refill_period", None) is not None
-    return event.by == MASTER or (event.by == user.SYSTEM and not is_automatic)
+    return event.by == user.MASTER or (event.by == user.SYSTEM and not is_automatic)
 
 
 def _row(recorded: Recorded, people: Container[str]) -> Row:
