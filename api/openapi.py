@@ -81,6 +81,7 @@ _LOGIN = re.compile(r"/login$")
 _NOISE = {"deprecated", "allowEmptyValue", "allowReserved"}
 _UUIDS = {"job_id", "key_id", "webhook_id", "delivery_id", "credential_id", "transaction_id"}
 _BEFORE_THE_DOT = re.compile(r"^(?P<first>.*?)\.(?:\s+(?P<rest>.*))?$", re.DOTALL)
+_MOST_EXACT = 2**53
 _NOT_BEFORE_A_LINE_FEED = r"(?!\n)"
 ERROR: Json = {
     "type": "object",
@@ -271,8 +272,8 @@ def _told(docstring: str) -> tuple[str, str]:
     text = docstring.strip()
     found = _BEFORE_THE_DOT.match(text)
     if found is None:
-        return text, ""
-    return found["first"], text if found["rest"] else ""
+        return text.replace("`", ""), ""
+    return found["first"].replace("`", ""), text if found["rest"] or "`" in text else ""
 
 
 def _once(parameters: Sequence[Json]) -> list[Json]:
@@ -281,9 +282,19 @@ def _once(parameters: Sequence[Json]) -> list[Json]:
 
 
 def _parameter(path: str, parameter: Json) -> Json:
-    name = parameter["name"]
-    is_uuid = parameter["in"] == "path" and (name in _UUIDS or (name == "user_id" and "/admin-users/" in path))
-    return {**parameter, "schema": {**parameter["schema"], "format": "uuid"}} if is_uuid else parameter
+    name, schema = parameter["name"], _without_null(parameter["schema"])
+    if parameter["in"] == "path" and (name in _UUIDS or (name == "user_id" and "/admin-users/" in path)):
+        schema["format"] = "uuid"
+    if schema.get("maximum", 0) > _MOST_EXACT:
+        del schema["maximum"]  # JavaScript would round it
+    return {**parameter, "schema": schema}
+
+
+def _without_null(schema: Json) -> Json:
+    """A parameter can be left out, but it cannot be null."""
+    options = [option for option in schema.get("oneOf", []) if option != {"type": "null"}]
+    rest = {key: value for key, value in schema.items() if key != "oneOf"}
+    return {**rest, **options[0]} if len(options) == 1 else dict(schema)
 
 
 def _request_body(body: Json, handler: HTTPRouteHandler) -> Json:
