@@ -282,7 +282,6 @@ class Ledger:
         self._snapshots: dict[str, Versioned] = {}
         self._snapshot_task: asyncio.Task[None] | None = None
         self._is_away = False  # the database was out of reach when last looked for
-        self._has_rivals = False  # another process wrote to our streams when we last looked
         self._closing = False
 
     # -- what the rest of the house calls ------------------------------------------------
@@ -443,8 +442,7 @@ class Ledger:
         if not uncertain:
             # A look can be repeated: it need not take the lock from those who write.
             is_look = all(wish.decide is _only_look for wish in batch)
-            tries = 3 if is_look else 0 if self._has_rivals else 1
-            for _ in range(tries):
+            for _ in range(3 if is_look else 1):
                 proposal = await self._propose(connection, batch, trust_new=True)
                 result = await self._send(connection, proposal, uncertain)
                 if not result.stale:
@@ -455,13 +453,13 @@ class Ledger:
             for attempt in uncertain:
                 if await journal.was_appended(connection, attempt.draft):
                     return attempt, position
+            await self._refresh(connection, batch)
             return await self._settle_locked(connection, batch, uncertain)
 
     async def _settle_locked(
         self, connection: Connection, batch: list[_Wish], uncertain: list[_Proposal]
     ) -> tuple[_Proposal, int]:
-        """Decides and sends while nobody else can write: what is loaded now is the latest."""
-        self._has_rivals = await self._refresh(connection, batch)
+        """Decides and sends while nobody else can write: what is known now is the latest."""
         snapshots = True
         while True:
             proposal = await self._propose(connection, batch, snapshots=snapshots)
@@ -524,13 +522,11 @@ class Ledger:
             proposal.decide(wish)
         return proposal
 
-    async def _refresh(self, connection: Connection, batch: Sequence[_Wish]) -> bool:
-        """Forgets the states that are not the latest, and says whether there were any."""
+    async def _refresh(self, connection: Connection, batch: Sequence[_Wish]) -> None:
+        """Forgets the states that are not the latest."""
         streams = (stream for wish in batch for stream in wish.all_streams)
         cached = {stream: known.version for stream in streams if (known := self._cache.get(stream)) is not None}
-        moved = (await journal.check(connection, cached)).stale
-        self._forget(moved)
-        return bool(moved)
+        self._forget((await journal.check(connection, cached)).stale)
 
     def _accept(self, proposal: _Proposal, position: int) -> None:
         """What was proposed is on record: keep its states, tell everyone."""

@@ -24,6 +24,7 @@ from infra.embedded import throwaway_server
 from infra.journal import Answer, Connection, PoisonEvent
 from infra.ledger import ClaimLost, Guard, Ledger, Outcome, Receipt, Unavailable
 from infra.postgres import migrate
+from infra.verify import verify
 from tests.infra.accounts import (
     ACCOUNT,
     NOON,
@@ -820,6 +821,8 @@ def test_connections_killed_at_any_moment_lose_nothing_and_double_nothing(databa
             assert 1000 - len(written) == await balance(one) == await balance(two)
 
     runner(story())
+    with psycopg.connect(database, autocommit=True) as connection:
+        assert verify(connection).first_break is None
 
 
 def test_an_answer_kept_in_a_lost_append_is_known_again(database: str, runner: Run) -> None:
