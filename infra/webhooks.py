@@ -47,10 +47,10 @@ log = structlog.get_logger()
 
 ATTEMPT_SECONDS = 15.0
 LEASE = timedelta(seconds=60)  # longer than an attempt and everything around it
-AT_ONCE = 128
-AT_ONCE_BY_WEBHOOK, AT_ONCE_BY_TEAM, AT_ONCE_BY_HOST = 4, 8, 16
+AT_ONCE = 256
+AT_ONCE_BY_WEBHOOK, AT_ONCE_BY_TEAM, AT_ONCE_BY_HOST = 8, 16, 32
 LOOK_SECONDS = 0.01  # between two looks into the outbox, but
-LOOK_SHARE = 5  # at least so many times as long as the last one took
+LOOK_SHARE = 3  # at least so many times as long as the last one took
 IDLE_SECONDS = 1.0
 RETRY_SECONDS = 1.0
 KEPT_FOR = timedelta(days=30)
@@ -369,12 +369,15 @@ class Sender:
 
     async def _begin(self, connection: Connection) -> None:
         """Takes what is due and starts with it, as far as there is room."""
+        free = AT_ONCE - len(self._attempts)
+        if not free:
+            return
         now = self._now()
         asked = {
             "now": now,
             "until": now + LEASE,
             "busy": msgspec.json.encode(self._busy).decode(),
-            "free": AT_ONCE - len(self._attempts),
+            "free": free,
             "by_webhook": AT_ONCE_BY_WEBHOOK,
             "by_team": AT_ONCE_BY_TEAM,
             "by_host": AT_ONCE_BY_HOST,
