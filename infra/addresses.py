@@ -23,7 +23,7 @@ LONGEST_URL: Final = 500
 Reason = Literal["too_long", "malformed", "scheme", "credentials", "unresolvable", "private"]
 
 _LOOKUP_S: Final = 5.0
-_LOOKUPS: Final = 32
+_LOOKUPS: Final = 256  # threads are made when needed; one that waits for a slow name server keeps no other waiting
 
 # Looked for in the text itself: an empty user or password leaves no trace in the parsed URL.
 _USER_INFO = re.compile(r"[^/]*//[^/?#]*@")
