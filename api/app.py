@@ -36,6 +36,7 @@ from api.organizations import OrganizationsController
 from api.pages import PagesController
 from api.problems import HANDLERS
 from api.provider_credentials import ProviderCredentialsController
+from api.reports import ReportsController
 from api.sessions import SessionsController
 from api.stats import StatsController
 from api.targets import Targets
@@ -102,6 +103,7 @@ CONTROLLERS: Sequence[ControllerRouterHandler] = (
     PagesController,
     CreditsController,
     StatsController,
+    ReportsController,
     OrganizationsController,
     TeamsController,
     KeysController,

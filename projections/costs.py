@@ -1,0 +1,287 @@
+"""What calls cost and brought in, grouped as somebody asks: finance's view of the roll-ups in `usage_by_model`.
+
+Whole days come from the roll-ups; what a period has of its first and last day beside them, from the calls themselves.
+Users are as many as jobs, so no roll-up knows them: figures by user come from the calls of a team, an organization or
+the user, which have an index each. Everything counts on the day, in UTC, on which its job was created.
+"""
+
+from collections.abc import Sequence
+from datetime import date
+from decimal import Decimal
+from typing import Literal, get_args
+
+import msgspec
+
+from domain.pricing import subtract
+from infra.journal import Connection
+from projections.reading import fetch_all, fetch_one
+from projections.usage import Span
+
+Dimension = Literal[
+    "day", "month", "organization", "team", "user", "job_type", "model", "provider", "resolved_model", "purpose"
+]
+DIMENSIONS: tuple[Dimension, ...] = get_args(Dimension)
+Sorting = Literal["revenue_usd", "provider_cost_usd", "margin_usd", "total_tokens", "calls"]
+SORTINGS: tuple[Sorting, ...] = get_args(Sorting)
+
+# What a dimension is called in an answer, and in the sources.
+COLUMNS: dict[Dimension, str] = {
+    "day": "day",
+    "month": "month",
+    "organization": "organization_id",
+    "team": "team_id",
+    "user": "user_id",
+    "job_type": "job_type",
+    "model": "model",
+    "provider": "provider",
+    "resolved_model": "resolved_model",
+    "purpose": "purpose",
+}
+_SHOWN: dict[Dimension, str] = {
+    "day": "day",
+    "month": "to_char(month, 'YYYY-MM') as month",
+    "organization": "organization_id",
+    "team": "team_id",
+    "user": "nullif(user_id, '') as user_id",
+    "job_type": "job_type",
+    "model": "model",
+    "provider": "nullif(provider, '') as provider",
+    "resolved_model": "nullif(resolved_model, '') as resolved_model",
+    "purpose": "nullif(purpose, '') as purpose",
+}
+
+_SUMS = """
+       coalesce(sum(successful_calls), 0)::bigint as successful_calls,
+       coalesce(sum(failed_calls), 0)::bigint as failed_calls,
+       coalesce(sum(prompt_tokens), 0)::bigint as prompt_tokens,
+       coalesce(sum(completion_tokens), 0)::bigint as completion_tokens,
+       coalesce(sum(provider_cost_usd), 0) as provider_cost_usd,
+       coalesce(sum(client_cost_usd), 0) as client_cost_usd
+"""
+
+# The sources: what the roll-ups have of whole days, and calls one by one.
+_WHOLE_DAYS = """
+    select day, date_trunc('month', day::timestamp)::date as month, organization_id, team_id, job_type, model, provider,
+           resolved_model, purpose, successful_calls, failed_calls, prompt_tokens, completion_tokens,
+           provider_cost_usd, client_cost_usd
+    from usage_by_model
+    where day >= %(first_day)s and day < %(end_day)s {conditions}
+    union all
+    select day, month, organization_id, team_id, job_type, model, provider, resolved_model, purpose, successful_calls,
+           failed_calls, prompt_tokens, completion_tokens, provider_cost_usd, client_cost_usd
+"""
+_CALLS = """
+    from (
+        select (jobs.created_at at time zone 'UTC')::date as day,
+               date_trunc('month', jobs.created_at at time zone 'UTC')::date as month, jobs.organization_id,
+               jobs.team_id, coalesce(jobs.user_id, '') as user_id, jobs.job_type, calls.model,
+               coalesce(calls.provider, '') as provider, coalesce(calls.resolved_model, '') as resolved_model,
+               coalesce(calls.purpose, '') as purpose, (calls.error is null)::integer as successful_calls,
+               (calls.error is not null)::integer as failed_calls, calls.prompt_tokens, calls.completion_tokens,
+               calls.provider_cost_usd, calls.client_cost_usd
+        from jobs join calls using (job_id)
+        where calls.status <> 'running' and {within}
+    ) as single
+    where true {conditions}
+"""
+_EDGES = """
+    (jobs.created_at >= %(head_start)s and jobs.created_at < %(head_end)s
+     or jobs.created_at >= %(tail_start)s and jobs.created_at < %(tail_end)s)
+"""
+_WHOLE_SPAN = "jobs.created_at >= %(start)s and jobs.created_at < %(end)s"
+
+_GROUPED = "with grouped as materialized (select {columns} {sums} from ({source}) as usage {grouping}) "
+_PAGE = """
+select {shown} successful_calls, failed_calls, prompt_tokens, completion_tokens, provider_cost_usd, client_cost_usd,
+       null::bigint as groups
+from (select * from grouped order by {order} limit %(limit)s offset %(offset)s) as page
+union all
+select {nothing} {sums}, count(*) from grouped
+"""
+
+_SORTED: dict[Sorting, str] = {
+    "revenue_usd": "client_cost_usd",
+    "provider_cost_usd": "provider_cost_usd",
+    "margin_usd": "client_cost_usd - provider_cost_usd",
+    "total_tokens": "prompt_tokens + completion_tokens",
+    "calls": "successful_calls + failed_calls",
+}
+
+
+class Filter(msgspec.Struct, kw_only=True, frozen=True):
+    """Which calls are meant; None is no condition."""
+
+    organization_id: str | None = None
+    team_id: str | None = None
+    user_id: str | None = None
+    job_type: str | None = None
+    model: str | None = None
+    provider: str | None = None
+    resolved_model: str | None = None
+    purpose: str | None = None
+
+    @property
+    def conditions(self) -> str:
+        given = [name for name in self.__struct_fields__ if getattr(self, name) is not None]
+        return "".join(f" and {name} = %({name})s" for name in given)
+
+    @property
+    def has_index(self) -> bool:
+        """Whether an index leads to the jobs that it is about."""
+        return not (self.organization_id is None and self.team_id is None and self.user_id is None)
+
+
+class Figures(msgspec.Struct, kw_only=True):
+    """What some calls came to. Names of what they were not grouped by are None."""
+
+    day: date | None = None
+    month: str | None = None
+    organization_id: str | None = None
+    team_id: str | None = None
+    user_id: str | None = None
+    job_type: str | None = None
+    model: str | None = None
+    provider: str | None = None
+    resolved_model: str | None = None
+    purpose: str | None = None
+    successful_calls: int
+    failed_calls: int
+    prompt_tokens: int
+    completion_tokens: int
+    provider_cost_usd: Decimal
+    client_cost_usd: Decimal
+    groups: int | None = None
+
+    @property
+    def calls(self) -> int:
+        return self.successful_calls + self.failed_calls
+
+    @property
+    def total_tokens(self) -> int:
+        return self.prompt_tokens + self.completion_tokens
+
+    @property
+    def margin_usd(self) -> Decimal:
+        return subtract(self.client_cost_usd, self.provider_cost_usd)
+
+
+class Report(msgspec.Struct, frozen=True):
+    """A page of groups, and all of them together."""
+
+    groups: list[Figures]
+    number: int
+    totals: Figures
+
+
+async def costs(
+    connection: Connection,
+    by: Sequence[Dimension],
+    wanted: Filter,
+    span: Span,
+    *,
+    sort_by: Sorting | None = None,
+    descending: bool = True,
+    limit: int,
+    offset: int = 0,
+) -> Report:
+    """What calls came to, by some dimensions.
+
+    Args:
+        by: without any, everything is one group.
+        sort_by: None is by the dimensions themselves, in their order.
+        descending: of a figure only; names and days always ascend.
+    """
+    columns = [COLUMNS[each] for each in by]
+    figure = [] if sort_by is None else [_SORTED[sort_by] + (" desc" if descending else "")]
+    query = _GROUPED.format(
+        columns="".join(f"{column}, " for column in columns),
+        sums=_SUMS,
+        source=_source(by, wanted),
+        grouping=f"group by {', '.join(columns)}" if columns else "",
+    ) + _PAGE.format(
+        shown="".join(f"{_SHOWN[each]}, " for each in by),
+        nothing="".join("null, " for _ in by),
+        sums=_SUMS,
+        order=", ".join([*figure, *columns]) or "client_cost_usd",
+    )
+    times = {"start": span.start, "end": span.end, **span.parameters()}
+    paging = {"limit": limit, "offset": offset}
+    found = await fetch_all(connection, Figures, query, {**msgspec.structs.asdict(wanted), **times, **paging})
+    totals = next(each for each in found if each.groups is not None)
+    return Report([each for each in found if each.groups is None], totals.groups or 0, totals)
+
+
+def _source(by: Sequence[Dimension], wanted: Filter) -> str:
+    if "user" in by or wanted.user_id is not None:
+        return "select *" + _CALLS.format(within=_WHOLE_SPAN, conditions=wanted.conditions)
+    whole_days = _WHOLE_DAYS.format(conditions=wanted.conditions)
+    return whole_days + _CALLS.format(within=_EDGES, conditions=wanted.conditions)
+
+
+# -- an organization ---------------------------------------------------------------------------------------------------
+
+_BY_TEAM = """
+select team_id, sum(total_jobs)::bigint as total_jobs, sum(completed_jobs)::bigint as completed_jobs,
+       sum(failed_jobs)::bigint as failed_jobs, sum(successful_calls)::bigint as successful_calls,
+       sum(failed_calls)::bigint as failed_calls, sum(total_tokens)::bigint as total_tokens,
+       sum(client_cost_usd) as client_cost_usd, sum(credits_used)::bigint as credits_used
+from (
+    select team_id, total_jobs, completed_jobs, failed_jobs, successful_calls, failed_calls, total_tokens,
+           client_cost_usd, credits_charged - credits_refunded as credits_used
+    from usage_by_day
+    where organization_id = %(organization_id)s and day >= %(first_day)s and day < %(end_day)s
+    union all
+    select team_id, 1, (status = 'completed')::integer, (status = 'failed')::integer, successful_calls, failed_calls,
+           total_tokens, client_cost_usd, credits_charged - credits_refunded
+    from jobs
+    where organization_id = %(organization_id)s
+      and (created_at >= %(head_start)s and created_at < %(head_end)s
+           or created_at >= %(tail_start)s and created_at < %(tail_end)s)
+) as usage
+group by team_id
+order by credits_used desc, total_jobs desc, team_id
+"""
+
+# Open jobs are few, and an index of their own leads to them.
+_RUNNING = """
+select (select count(*) from jobs
+        where status = 'in_progress' and created_at >= %(start)s and created_at < %(end)s
+          and team_id = any (array(select team_id from teams where organization_id = %(organization_id)s)))
+           as in_progress_jobs,
+       (select count(*) from teams where organization_id = %(organization_id)s and status <> 'inactive') as total_teams
+"""
+
+
+class TeamFigures(msgspec.Struct, kw_only=True):
+    """What the jobs of one team, created in a period, came to."""
+
+    team_id: str
+    total_jobs: int
+    completed_jobs: int
+    failed_jobs: int
+    successful_calls: int
+    failed_calls: int
+    total_tokens: int
+    client_cost_usd: Decimal
+    credits_used: int
+
+
+class Standing(msgspec.Struct, kw_only=True):
+    """What an organization has at the moment."""
+
+    in_progress_jobs: int
+    total_teams: int
+
+
+async def of_organization(connection: Connection, organization_id: str, span: Span) -> list[TeamFigures]:
+    """What each team of an organization used, the one with the most credits first."""
+    wanted = {**span.parameters(), "organization_id": organization_id}
+    return await fetch_all(connection, TeamFigures, _BY_TEAM, wanted)
+
+
+async def standing(connection: Connection, organization_id: str, span: Span) -> Standing:
+    """The teams of an organization, and which of the jobs created in a period are being worked on."""
+    wanted = {"organization_id": organization_id, "start": span.start, "end": span.end}
+    found = await fetch_one(connection, Standing, _RUNNING, wanted)
+    assert found is not None
+    return found
