@@ -11,19 +11,20 @@ again every few seconds, so a fixed version of the code simply goes on.
 import asyncio
 import contextlib
 import time
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import psycopg
 import structlog
-from psycopg import AsyncCursor
-from psycopg.rows import class_row
 from psycopg.sql import SQL, Identifier
 
 from infra import journal, metrics
-from infra.journal import Connection, PoisonEvent
-from projections.projection import Batch, Projection, Question, encode
+from infra.journal import Connection, Recorded
+from projections.projection import Batch, Projection
+from projections.rebuild import AlreadyRebuilding, rebuild_all
+from projections.standing import OutOfStep, project, set_up, tracked
+
+__all__ = ["Bell", "Engine", "Health", "Progress", "prepare", "project", "tracked"]
 
 log = structlog.get_logger()
 
@@ -35,17 +36,7 @@ RETRY_SECONDS = 3.0
 FOLLOW_SECONDS = 0.003
 RING_SECONDS = 0.003
 CHANNEL = "journal"
-
-_SETUP = """
-create table if not exists readmodel.tracking (
-    only_row boolean primary key default true check (only_row),
-    position bigint not null
-);
-insert into readmodel.tracking (position) values (0) on conflict do nothing;
-create table if not exists readmodel.definitions (projection text primary key, version integer not null);
-grant usage on schema readmodel to saas_ledger_auditor;
-alter default privileges in schema readmodel grant select on tables to saas_ledger_auditor;
-"""
+AWAY = (psycopg.OperationalError, psycopg.InterfaceError, OSError)
 
 
 class Progress:
@@ -59,7 +50,12 @@ class Progress:
         self._ask = ask
         self._waiting: list[tuple[int, asyncio.Future[None]]] = []
         self._follower: asyncio.Task[None] | None = None
-        self.is_leading = False
+        self._is_told = False
+
+    def leads(self, leading: bool) -> None:
+        """Whether the engine of this process tells every move from now on."""
+        self._is_told = leading
+        self._look()
 
     def moved(self, position: int) -> None:
         """Wakes those whose position has been reached."""
@@ -81,14 +77,17 @@ class Progress:
             return 0
         reached: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._waiting.append((position, reached))
-        if not self.is_leading and (self._follower is None or self._follower.done()):
-            self._follower = asyncio.create_task(self._follow(), name="progress")
+        self._look()
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(reached, timeout_s)
         return max(0, position - self.position)
 
+    def _look(self) -> None:
+        if self._waiting and not self._is_told and (self._follower is None or self._follower.done()):
+            self._follower = asyncio.create_task(self._follow(), name="progress")
+
     async def _follow(self) -> None:
-        while self._waiting and not self.is_leading:
+        while self._waiting and not self._is_told:
             try:
                 self.moved(await self._ask())
             except (psycopg.Error, OSError) as problem:
@@ -104,6 +103,7 @@ class Health:
 
     leading: bool = False
     stopped_by: str | None = None
+    building: tuple[str, ...] = ()  # read models that are new or changed, and not in place yet
     behind_since: float | None = None  # monotonic seconds
 
     @property
@@ -135,7 +135,7 @@ class Bell:
                     self._rung.clear()
                     await connection.execute(SQL("notify {}").format(Identifier(CHANNEL)))
                     await asyncio.sleep(RING_SECONDS)
-        except (psycopg.OperationalError, psycopg.InterfaceError, OSError) as problem:
+        except AWAY as problem:
             # The leader looks by itself every second.
             log.warning("bell.silent", reason=type(problem).__name__)
 
@@ -167,6 +167,7 @@ class Engine:
         self._news = asyncio.Event()
         self._bell = Bell(connect)
         self._task: asyncio.Task[None] | None = None
+        self._suspect = 0  # the position up to which something may be wrong
         self.health = Health()
 
     def wake(self, position: int = 0) -> None:
@@ -189,34 +190,50 @@ class Engine:
         while True:
             try:
                 async with await self._connect() as connection:
-                    await self._lead(connection)
-            except (psycopg.OperationalError, psycopg.InterfaceError, OSError) as problem:
+                    await self._work_on(connection)
+            except AWAY as problem:
                 log.warning("projections.connection_lost", reason=type(problem).__name__)
-            except PoisonEvent as problem:
-                self._stopped(str(problem))
-            except Exception as problem:
-                log.exception("projections.failed")
-                self._stopped(f"{type(problem).__name__}: {problem}")
-            finally:
-                self.health.leading = False
-                self._progress.is_leading = False
             await asyncio.sleep(RETRY_SECONDS if self.health.stopped_by else ELECTION_SECONDS)
 
-    def _stopped(self, reason: str) -> None:
-        self.health.stopped_by = reason
+    async def _work_on(self, connection: Connection) -> None:
+        try:
+            await self._lead(connection)
+        except OutOfStep as problem:
+            log.warning("projections.out_of_step", reason=str(problem))
+        except Exception as problem:
+            if connection.closed:
+                raise
+            self._stopped(problem)
+        finally:
+            self.health.leading = False
+            self._progress.leads(False)
+
+    def _stopped(self, problem: Exception) -> None:
+        self.health.stopped_by = f"{type(problem).__name__}: {problem}"
         metrics.projections_stopped(True)
-        log.error("projections.stopped", reason=reason)
+        log.error("projections.stopped", reason=self.health.stopped_by, exc_info=problem)
+
+    def _goes_on(self) -> None:
+        if self.health.stopped_by is not None:
+            log.info("projections.go_on", stopped_by=self.health.stopped_by)
+            self.health.stopped_by = None
+        metrics.projections_stopped(False)
 
     async def _lead(self, connection: Connection) -> None:
         """Waits to be elected, makes the tables, then projects until the connection or an event breaks."""
         while not await _is_elected(connection):
-            self.health.stopped_by = None  # whatever stopped us is the leader's trouble now
+            if self.health.stopped_by is not None:
+                self._goes_on()  # whatever stopped us is the leader's trouble now
             await asyncio.sleep(ELECTION_SECONDS)
-        ears = asyncio.create_task(self._listen(), name="ears")
+        behind = await set_up(connection, self._projections)
+        beside = [asyncio.create_task(self._listen(), name="ears")]
+        if behind:
+            beside.append(asyncio.create_task(self._build(behind), name="rebuild"))
         try:
             await self._project_on(connection)
         finally:
-            await _cancelled(ears)
+            for task in beside:
+                await _cancelled(task)
 
     async def _listen(self) -> None:
         """Hears the bells of other processes."""
@@ -226,33 +243,66 @@ class Engine:
                     await connection.execute(SQL("listen {}").format(Identifier(CHANNEL)))
                     async for _ in connection.notifies():
                         self._news.set()
-            except (psycopg.OperationalError, psycopg.InterfaceError, OSError) as problem:
+            except AWAY as problem:
                 log.warning("projections.deaf", reason=type(problem).__name__)
             await asyncio.sleep(ELECTION_SECONDS)
 
+    async def _build(self, behind: Sequence[Projection]) -> None:
+        """Builds what is new or changed, while the others go on and the old tables answer what they have."""
+        names = tuple(projection.name for projection in behind)
+        self.health.building = names
+        log.info("rebuild.begins", projections=names)
+        while self.health.building:
+            try:
+                async with await self._connect() as connection:
+                    rebuilt = await rebuild_all(connection, behind, lambda reached, until: None)
+                log.info("rebuild.ends", projections=names, position=rebuilt.position, rows=rebuilt.rows)
+                self.health.building = ()
+            except (AlreadyRebuilding, *AWAY) as problem:
+                log.warning("rebuild.waits", reason=type(problem).__name__)
+                await asyncio.sleep(ELECTION_SECONDS)
+            except Exception as problem:  # noqa: BLE001 whatever it is, somebody has to look at it
+                self._stopped(problem)
+                await asyncio.sleep(RETRY_SECONDS)
+
     async def _project_on(self, connection: Connection) -> None:
-        await prepare(connection, self._projections)
         position = await tracked(connection)
         self._progress.moved(position)
         self.health.leading = True
-        self._progress.is_leading = True
+        self._progress.leads(True)
         log.info("projections.leading", position=position)
         while True:
             self._news.clear()
-            events = await journal.read(connection, position, BATCH_EVENTS)
+            # After an accident event by event, so that everything before the one that stops us is shown.
+            limit = 1 if position < self._suspect else BATCH_EVENTS
+            events = await self._read(connection, position, limit)
             if events:
                 self.health.behind_since = self.health.behind_since or time.monotonic()
-                await project(connection, self._projections, Batch(events))
                 position = events[-1].position
                 self._progress.moved(position)
                 self._projected(position)
-                self.health.stopped_by = None
-                metrics.projections_stopped(False)
-                metrics.projected(lag_events=len(events), lag_seconds=self.health.lag_seconds)
-            if len(events) < BATCH_EVENTS:
+            if position >= self._suspect and not self.health.building:
+                self._goes_on()
+            if len(events) < limit:
                 self.health.behind_since = None
+                metrics.projected(lag_events=0, lag_seconds=0.0)
                 with contextlib.suppress(TimeoutError):
                     await asyncio.wait_for(self._news.wait(), IDLE_SECONDS)
+            else:
+                lag = await journal.position(connection) - position
+                metrics.projected(lag_events=lag, lag_seconds=self.health.lag_seconds)
+
+    async def _read(self, connection: Connection, position: int, limit: int) -> Sequence[Recorded]:
+        """Reads the next events and projects them."""
+        try:
+            events = await journal.read(connection, position, limit)
+            if events:
+                await project(connection, self._projections, Batch(events))
+        except Exception:
+            if not connection.closed:
+                self._suspect = max(self._suspect, position + limit)
+            raise
+        return events
 
 
 async def _cancelled(task: asyncio.Task[None] | None) -> None:
@@ -269,65 +319,7 @@ async def _is_elected(connection: Connection) -> bool:
 
 
 async def prepare(connection: Connection, projections: Sequence[Projection]) -> None:
-    """Makes what is missing; a read model whose definition is new is built from the beginning of the journal."""
-    async with connection.transaction():
-        await connection.execute(_SETUP)
-        await connection.execute("set local search_path = readmodel")
-        cursor = await connection.execute("select projection, version from definitions")
-        known = {str(name): version for name, version in await cursor.fetchall()}
-        behind = [each for each in projections if known.get(each.name) != each.version]
-        for projection in behind:
-            for table in projection.tables:
-                await connection.execute(SQL("drop table if exists {}").format(Identifier(table)))
-            await connection.execute(projection.ddl.encode())
-            await connection.execute(
-                "insert into definitions (projection, version) values (%s, %s)"
-                " on conflict (projection) do update set version = excluded.version",
-                (projection.name, projection.version),
-            )
-        if behind:
-            await _catch_up(connection, behind, await tracked(connection))
-
-
-async def _catch_up(connection: Connection, projections: Sequence[Projection], until: int) -> None:
-    position = 0
-    while position < until:
-        events = await journal.read(connection, position, min(BATCH_EVENTS, until - position))
-        await project_rows(connection, projections, Batch(events))
-        position = events[-1].position
-
-
-async def tracked(connection: Connection) -> int:
-    """The position at which all read models stand."""
-    cursor = await connection.execute("select position from readmodel.tracking")
-    row = await cursor.fetchone()
-    assert row is not None
-    assert isinstance(row[0], int)
-    return row[0]
-
-
-async def project(connection: Connection, projections: Sequence[Projection], batch: Batch) -> None:
-    """Rows and position, together or not at all."""
-    async with connection.pipeline(), connection.transaction():
-        await connection.execute("set local search_path = readmodel")
-        await project_rows(connection, projections, batch)
-        await connection.execute("update tracking set position = %s", (batch.events[-1].position,))
-
-
-async def project_rows(connection: Connection, projections: Sequence[Projection], batch: Batch) -> None:
-    for projection in projections:
-        answers = await _answers(connection, projection.asks(batch))
-        for statement, rows in projection.project(batch, *answers):
-            if rows:
-                await connection.execute(statement.encode(), (encode(rows),))
-
-
-async def _answers(connection: Connection, questions: Iterable[Question]) -> list[list[Any]]:
-    """Asks everything before it waits for anything; about nothing, nothing is asked."""
-    asked: list[AsyncCursor[Any] | None] = []
-    for question in questions:
-        cursor = connection.cursor(row_factory=class_row(question.kind)) if question.rows else None
-        if cursor is not None:
-            await cursor.execute(question.select.encode(), (encode(question.rows),))
-        asked.append(cursor)
-    return [[] if cursor is None else await cursor.fetchall() for cursor in asked]
+    """Makes the tables of all these projections, and builds what is new or changed from the first event on."""
+    behind = await set_up(connection, projections)
+    if behind:
+        await rebuild_all(connection, behind, lambda reached, until: None)

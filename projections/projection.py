@@ -75,6 +75,7 @@ class Projection:
         ddl: makes them, with their indexes.
         project: what a batch of events changes in them, given the answers to its questions, a list each.
         asks: what it has to know before.
+        looks_up: the projections whose tables its statements read; they stand before it in each batch.
     """
 
     name: str
@@ -83,6 +84,7 @@ class Projection:
     ddl: str
     project: Callable[..., Iterable[Statement]]
     asks: Callable[[Batch], Iterable[Question]] = _nothing
+    looks_up: tuple[str, ...] = ()
 
 
 def encode(rows: Sequence[Any]) -> str:

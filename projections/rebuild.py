@@ -1,33 +1,50 @@
-"""Builds one read model anew from the first event on, beside the one that is read meanwhile, and puts it in its place.
+"""Builds read models anew from the first event on, beside those that are read meanwhile, and puts them in their place.
 
-The new tables grow in a schema of their own. Only for the last events the old ones are closed to the engine, so that
-both stand at the same position: then they are compared, and exchanged in one transaction. Readers wait for nothing but
-the exchange itself.
+The new tables grow in a schema of their own, first without their indexes, while the engine goes on with the old ones.
+When they have nearly caught up, old and new are compared as of one moment. At last the position is locked, so that the
+engine waits for as long as the last events and the exchange take, all in one transaction; readers wait only for the
+exchange itself. Whatever breaks on the way, the old tables are as they were.
 """
 
+import asyncio
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import LiteralString
 
+import psycopg
+import structlog
 from psycopg.sql import SQL, Composed, Identifier
 
 from infra import journal
 from infra.journal import Connection
-from projections.engine import BATCH_EVENTS, project_rows, tracked
 from projections.projection import Batch, Projection
+from projections.standing import define, in_place, lock_position, project_rows, tracked
+
+log = structlog.get_logger()
 
 SHADOW = "readmodel_shadow"
+LIVE = "readmodel"
 REBUILD_LOCK = 0x2EB17D  # any number, the same in every process
+BATCH_EVENTS = 10_000
+NEARLY = 2_000  # events left, with which nobody is kept waiting
+AGAIN_SECONDS = 0.5
 
-_MAKE_PLACE: LiteralString = """
-drop schema if exists readmodel_shadow cascade;
-create schema readmodel_shadow authorization saas_ledger_app;
+_ENTER: LiteralString = """
 set role saas_ledger_app;
 set search_path = readmodel_shadow, readmodel;
 set statement_timeout = 0;
 """
 
-_ROWS = SQL("select count(*) from {shadow}")
+_LEFT_OVER = "select tablename from pg_tables where schemaname = 'readmodel_shadow'"
+_CREATE_INDEX = re.compile(r"^create (?:unique )?index .*?;", re.MULTILINE | re.DOTALL)
+
+# The sum of the rows' hashes does not depend on their order; it is the same in both only if the rows are.
+_FINGERPRINT = SQL("""
+select count(*), coalesce(sum(hashtextextended(each::text, 1)::numeric), 0),
+       coalesce(sum(hashtextextended(each::text, 2)::numeric), 0)
+from {table} as each
+""")
 _DIFFERING = SQL("""
 select count(*) from (
     (select * from {shadow} except all select * from {live})
@@ -46,9 +63,9 @@ class Rebuilt:
     """What came of it.
 
     Args:
-        position: where in the journal old and new were compared.
-        rows: how many the new tables have.
-        differing_rows: how many are only in the old or only in the new tables; None if the definition had changed.
+        position: where in the journal the new tables took the place of the old ones.
+        rows: how many the new tables had when they were compared.
+        differing_rows: how many were only in the old or only in the new tables; None if the definition had changed.
     """
 
     position: int
@@ -60,61 +77,127 @@ async def rebuild(connection: Connection, projection: Projection, progress: Call
     """Builds the tables of a projection again.
 
     Args:
-        connection: of the role that owns the database's objects, in autocommit mode. It is used up by this.
+        connection: of a role that may become the application's, in autocommit mode. It is used up by this.
         progress: called with the position reached and the one to be reached.
 
     Raises:
         AlreadyRebuilding: only one at a time.
     """
+    return await rebuild_all(connection, [projection], progress)
+
+
+async def rebuild_all(
+    connection: Connection, projections: Sequence[Projection], progress: Callable[[int, int], None]
+) -> Rebuilt:
+    """The same for several, which read the journal together and are exchanged together."""
     if not await _one(connection, "select pg_try_advisory_lock(%s)", REBUILD_LOCK):
         raise AlreadyRebuilding
-    await connection.execute(_MAKE_PLACE)
-    await connection.execute(projection.ddl.encode())
-    reached = await _project(connection, projection, 0, await tracked(connection), progress)
-    async with connection.transaction():
-        # Readers go on; the engine waits, so the tables stay where `tracked` says that they are.
-        live = SQL(", ").join(Identifier("readmodel", table) for table in projection.tables)
-        await connection.execute(SQL("lock table {} in exclusive mode").format(live))
-        until = await tracked(connection)
-        await _project(connection, projection, reached, until, progress)
-        known = await _one(connection, "select version from definitions where projection = %s", projection.name)
-        rows = await _count(connection, _ROWS, projection.tables)
-        differing = await _count(connection, _DIFFERING, projection.tables) if known == projection.version else None
-        for table in projection.tables:
-            await connection.execute(SQL("drop table {}").format(Identifier("readmodel", table)))
-            await connection.execute(SQL("alter table {} set schema readmodel").format(Identifier(SHADOW, table)))
-            await connection.execute(
-                SQL("grant select on {} to saas_ledger_auditor").format(Identifier("readmodel", table))
-            )
-        await connection.execute(
-            "update definitions set version = %s where projection = %s", (projection.version, projection.name)
-        )
-    await connection.execute("drop schema readmodel_shadow")
-    return Rebuilt(until, rows, differing)
+    building = _Building(connection, projections, progress)
+    await connection.execute(_ENTER)
+    await building.begin()
+    await building.catch_up()
+    await building.add_indexes()
+    compared = await building.compare()
+    while True:
+        await building.catch_up()
+        try:
+            await building.exchange()
+            break
+        except psycopg.errors.LockNotAvailable:
+            log.info("rebuild.waits", reason="a table is being read for long")
+            await asyncio.sleep(AGAIN_SECONDS)
+    return Rebuilt(building.position, *compared)
 
 
-async def _project(
-    connection: Connection, projection: Projection, after: int, until: int, progress: Callable[[int, int], None]
-) -> int:
-    progress(after, until)
-    while after < until:
-        events = await journal.read(connection, after, min(BATCH_EVENTS, until - after))
-        async with connection.transaction():
-            await project_rows(connection, [projection], Batch(events))
-        after = events[-1].position
-        progress(after, until)
-    return after
+class _Building:
+    """New tables, and how far they are."""
 
+    def __init__(
+        self, connection: Connection, projections: Sequence[Projection], progress: Callable[[int, int], None]
+    ) -> None:
+        self._connection = connection
+        self._projections = projections
+        self._progress = progress
+        self._tables = [table for projection in projections for table in projection.tables]
+        self.position = 0
 
-async def _count(connection: Connection, query: SQL, tables: Sequence[str]) -> int:
-    """The sum of what a query counts in each of the tables; it knows them as `shadow` and `live`."""
-    total = 0
-    for table in tables:
-        named = query.format(shadow=Identifier(SHADOW, table), live=Identifier("readmodel", table))
-        counted = await _one(connection, named)
-        assert isinstance(counted, int)
-        total += counted
-    return total
+    async def begin(self) -> None:
+        """Makes the tables, in the place of what somebody who did not get to the end may have left there."""
+        cursor = await self._connection.execute(_LEFT_OVER)
+        for (table,) in await cursor.fetchall():
+            await self._connection.execute(SQL("drop table {} cascade").format(Identifier(SHADOW, str(table))))
+        for projection in self._projections:
+            await self._connection.execute(_CREATE_INDEX.sub("", projection.ddl).encode())
+
+    async def add_indexes(self) -> None:
+        for projection in self._projections:
+            for index in _CREATE_INDEX.findall(projection.ddl):
+                await self._connection.execute(index.encode())
+        for table in self._tables:
+            await self._connection.execute(SQL("analyze {}").format(Identifier(SHADOW, table)))
+
+    async def catch_up(self) -> None:
+        """Comes near to where the live tables are, however far these move meanwhile."""
+        while (until := await tracked(self._connection)) - self.position > NEARLY:
+            while self.position < until:
+                async with self._connection.transaction():
+                    # Nobody sees these tables yet, and after a crash they are begun again.
+                    await self._connection.execute("set local synchronous_commit = off")
+                    reached = await self._project(self.position, min(self.position + BATCH_EVENTS, until))
+                self.position = reached
+                self._progress(reached, until)
+
+    async def _project(self, after: int, until: int) -> int:
+        if after < until:
+            events = await journal.read(self._connection, after, until - after)
+            await project_rows(self._connection, self._projections, Batch(events))
+        return until
+
+    async def compare(self) -> tuple[int, int | None]:
+        """How many rows there are, and how many differ, as of one moment, while the engine goes on."""
+        async with self._connection.transaction():
+            await self._connection.execute("set transaction isolation level repeatable read")
+            reached = await self._project(self.position, await tracked(self._connection))
+            comparable = len(await in_place(self._connection, self._projections)) == len(self._projections)
+            rows, differing = 0, 0
+            for table in self._tables:
+                shadow, live = Identifier(SHADOW, table), Identifier(LIVE, table)
+                new = await self._fingerprint(shadow)
+                rows += new[0]
+                if comparable and new != await self._fingerprint(live):
+                    counted = await _one(self._connection, _DIFFERING.format(shadow=shadow, live=live))
+                    assert isinstance(counted, int)
+                    differing += counted
+        self.position = reached
+        return rows, differing if comparable else None
+
+    async def _fingerprint(self, table: Identifier) -> tuple[int, ...]:
+        cursor = await self._connection.execute(_FINGERPRINT.format(table=table))
+        row = await cursor.fetchone()
+        assert row is not None
+        return tuple(int(str(number)) for number in row)
+
+    async def exchange(self) -> None:
+        """The last events, and old against new, together or not at all.
+
+        Raises:
+            psycopg.errors.LockNotAvailable: somebody reads an old table for long; others would have to wait behind us.
+        """
+        async with self._connection.transaction():
+            until = await lock_position(self._connection)
+            await self._project(self.position, until)
+            # Less than PostgreSQL's deadlock_timeout: before it looks for a victim among the readers, we have gone.
+            await self._connection.execute("set local lock_timeout = '200ms'")
+            for table in self._tables:
+                await self._connection.execute(SQL("drop table if exists {}").format(Identifier(LIVE, table)))
+            for table in self._tables:
+                new, moved = Identifier(SHADOW, table), Identifier(LIVE, table)
+                await self._connection.execute(SQL("alter table {} set schema readmodel").format(new))
+                await self._connection.execute(SQL("grant select on {} to saas_ledger_auditor").format(moved))
+            for projection in self._projections:
+                await define(self._connection, projection, projection.version)
+        self.position = until
+        self._progress(until, until)
 
 
 async def _one(connection: Connection, query: LiteralString | Composed, *parameters: object) -> object:

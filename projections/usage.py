@@ -416,4 +416,5 @@ USAGE = Projection(
     tables=("usage_by_day", "usage_by_model", "usage_by_team"),
     ddl=DDL,
     project=project,
+    looks_up=("jobs", "calls"),
 )

@@ -388,4 +388,5 @@ def webhook_deliveries(thresholds: Sequence[int]) -> Projection:
         ddl=DDL,
         project=partial(project, thresholds=thresholds),
         asks=asks,
+        looks_up=("jobs",),
     )

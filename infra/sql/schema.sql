@@ -21,6 +21,12 @@ CREATE SCHEMA journal;
 CREATE SCHEMA readmodel;
 
 --
+-- Name: readmodel_shadow; Type: SCHEMA; Schema: -; Owner: -
+--
+
+CREATE SCHEMA readmodel_shadow;
+
+--
 -- Name: append(text[], bigint[], integer[], text[], bytea[], uuid[], smallint[], bytea[], boolean[]); Type: FUNCTION; Schema: journal; Owner: -
 --
 

@@ -347,12 +347,10 @@ def fail(batch: Batch) -> list[Any]:
 
 
 def test_a_batch_that_breaks_leaves_no_delivery_and_comes_again_whole(database: str, runner: Run) -> None:
-    breaking = Projection("breaking", 1, (), "select 1", fail)
-
     async def story() -> None:
         async with a_past(database) as past:
             await past.happens(registered())
-            past.read_models = (*READ_MODELS, breaking)
+            past.read_models = (DELIVERIES, replace(JOBS, project=fail))
             with pytest.raises(Broken):
                 await past.happens(CREATED)
             assert [] == await past.told()

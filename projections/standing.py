@@ -1,0 +1,162 @@
+"""Where the read models stand: their tables, the one position of all of them, and the one way to move it.
+
+A definition with a version is in place for each read model whose tables stand at that position. Whoever moves the
+position does it under a row lock, and moves all that are in place and that it knows. What it does not know, or knows in
+another version, it marks as left behind: from then on these tables answer what they have, and are built anew before
+they move again.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import structlog
+from psycopg import AsyncCursor
+from psycopg.rows import class_row
+from psycopg.sql import SQL, Identifier
+
+from infra.journal import Connection
+from projections.projection import Batch, Projection, Question, encode
+
+log = structlog.get_logger()
+
+LEFT_BEHIND = 0  # versions begin with 1
+
+_SETUP = """
+create table if not exists readmodel.tracking (
+    only_row boolean primary key default true check (only_row),
+    position bigint not null
+);
+insert into readmodel.tracking (position) values (0) on conflict do nothing;
+create table if not exists readmodel.definitions (projection text primary key, version integer not null);
+grant usage on schema readmodel to saas_ledger_auditor;
+alter default privileges in schema readmodel grant select on tables to saas_ledger_auditor;
+"""
+
+_DEFINE = """
+insert into readmodel.definitions (projection, version) values (%s, %s)
+on conflict (projection) do update set version = excluded.version
+"""
+
+_VERSIONS = "select projection, version from readmodel.definitions"
+_TRACKED = "select position from readmodel.tracking"
+_LOCK = "select position from readmodel.tracking for update"
+
+
+class OutOfStep(Exception):
+    """Somebody else has moved the position."""
+
+
+async def set_up(connection: Connection, projections: Sequence[Projection]) -> list[Projection]:
+    """Makes what is missing, so that projecting can begin.
+
+    Returns:
+        The projections whose tables have to be built beside, in their order; before anything has been projected none.
+    """
+    async with connection.transaction():
+        await connection.execute(_SETUP)
+        position = await lock_position(connection)
+        ready = {projection.name for projection in await in_place(connection, projections)}
+        behind = [projection for projection in projections if projection.name not in ready]
+        for projection in behind:
+            await define(connection, projection, LEFT_BEHIND)
+        if position > 0:
+            return behind
+        await connection.execute("set local search_path = readmodel")
+        for projection in behind:
+            for table in projection.tables:
+                await connection.execute(SQL("drop table if exists {}").format(Identifier(table)))
+            await connection.execute(projection.ddl.encode())
+            await define(connection, projection, projection.version)
+        return []
+
+
+async def tracked(connection: Connection) -> int:
+    """The position at which all read models stand."""
+    return _number(await (await connection.execute(_TRACKED)).fetchone())
+
+
+async def lock_position(connection: Connection) -> int:
+    """The same, which nobody moves until the end of the transaction. To be taken before any lock of a table."""
+    return _number(await (await connection.execute(_LOCK)).fetchone())
+
+
+def _number(row: Any) -> int:
+    assert row is not None
+    assert isinstance(row[0], int)
+    return row[0]
+
+
+async def define(connection: Connection, projection: Projection, version: int) -> None:
+    """Says which version of a read model is in place."""
+    await connection.execute(_DEFINE, (projection.name, version))
+
+
+async def in_place(connection: Connection, projections: Sequence[Projection]) -> list[Projection]:
+    """Those of the projections whose tables are of their version and stand at the position."""
+    return _in_place(_versions(await (await connection.execute(_VERSIONS)).fetchall()), projections)
+
+
+def _versions(rows: Sequence[Any]) -> dict[str, int]:
+    return {name: version for name, version in rows}  # noqa: C416 (rows are tuples of any length to mypy)
+
+
+def _in_place(versions: Mapping[str, int], projections: Sequence[Projection]) -> list[Projection]:
+    """Who looks things up in tables that are behind would find too little there, so it is behind itself."""
+    behind: set[str] = set()
+    found = []
+    for projection in projections:
+        if versions.get(projection.name) == projection.version and behind.isdisjoint(projection.looks_up):
+            found.append(projection)
+        else:
+            behind.add(projection.name)
+    return found
+
+
+async def project(connection: Connection, projections: Sequence[Projection], batch: Batch) -> None:
+    """Rows and position, together or not at all.
+
+    Raises:
+        OutOfStep: the tables do not stand where the batch begins.
+    """
+    async with connection.pipeline(), connection.transaction():
+        locked = await connection.execute(_LOCK)
+        defined = await connection.execute(_VERSIONS)  # beside the lock: one round trip
+        position = _number(await locked.fetchone())
+        if position != batch.events[0].position - 1:
+            raise OutOfStep(f"the read models stand at {position}, the next event is {batch.events[0].position}")
+        versions = _versions(await defined.fetchall())
+        found = _in_place(versions, projections)
+        await _leave_behind(connection, versions, found)
+        await connection.execute("set local search_path = readmodel")
+        await project_rows(connection, found, batch)
+        await connection.execute("update tracking set position = %s", (batch.events[-1].position,))
+
+
+async def _leave_behind(connection: Connection, versions: Mapping[str, int], projections: Sequence[Projection]) -> None:
+    moving = {projection.name for projection in projections}
+    for name, version in versions.items():
+        if name not in moving and version != LEFT_BEHIND:
+            log.warning("projections.left_behind", projection=name, version=version)
+            await connection.execute(
+                "update readmodel.definitions set version = %s where projection = %s", (LEFT_BEHIND, name)
+            )
+
+
+async def project_rows(connection: Connection, projections: Sequence[Projection], batch: Batch) -> None:
+    """What the projections change, in the tables that the search path finds first."""
+    for projection in projections:
+        answers = await _answers(connection, projection.asks(batch))
+        for statement, rows in projection.project(batch, *answers):
+            if rows:
+                await connection.execute(statement.encode(), (encode(rows),))
+
+
+async def _answers(connection: Connection, questions: Iterable[Question]) -> list[list[Any]]:
+    """Asks everything before it waits for anything; about nothing, nothing is asked."""
+    asked: list[AsyncCursor[Any] | None] = []
+    for question in questions:
+        cursor = connection.cursor(row_factory=class_row(question.kind)) if question.rows else None
+        if cursor is not None:
+            await cursor.execute(question.select.encode(), (encode(question.rows),))
+        asked.append(cursor)
+    return [[] if cursor is None else await cursor.fetchall() for cursor in asked]
