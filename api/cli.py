@@ -10,7 +10,6 @@ import os
 import sys
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict
 from datetime import UTC, datetime
 from functools import partial
 from typing import Annotated, Any, NoReturn, TypeVar
@@ -21,6 +20,7 @@ import psycopg
 import typer
 from psycopg import AsyncConnection
 
+from api.auditing import NO_JOURNAL, verify
 from api.console import event_line, facts, progress_bar, say, say_json
 from api.database import as_it_is, database
 from domain.credit import Account, CreditMovement, CreditsGranted, GrantCredits, grant_to_team, require_account
@@ -37,13 +37,10 @@ from infra.ledger import Ledger, Outcome, Unavailable
 from infra.passwords import is_acceptable
 from infra.secrets import hash_key, mask_key, new_virtual_key
 from infra.settings import Settings, SettingsError
-from infra.verify import Verification, verify_snapshots
-from infra.verify import verify as verify_journal
 
 T = TypeVar("T")
 
 FOLLOW_SECONDS = 0.5
-NO_JOURNAL = "there is no journal in this database yet; `saas-litellm migrate` makes one"
 
 app = typer.Typer(
     name="saas-litellm",
@@ -219,56 +216,7 @@ def show_movement(recorded: journal.Recorded, before: Account | None, after: Acc
     return agrees
 
 
-@app.command()
-def verify(
-    first: Annotated[int, typer.Option("--from", min=1, help="The first position; what is before it is trusted.")] = 1,
-    last: Annotated[int | None, typer.Option("--to", min=1, help="The last position; the head without it.")] = None,
-    noted: Annotated[
-        list[str] | None, typer.Option(metavar="POSITION:HASH", help="What an earlier run said; may be repeated.")
-    ] = None,
-    deep: Annotated[bool, typer.Option("--deep", help="Decode every event and fold every snapshot again.")] = False,
-    as_json: AsJson = False,
-) -> None:
-    """Recompute the hash chain over the journal. Exit code 1 and the first break if anybody has changed anything."""
-    hashes = dict(map(noted_down, noted or []))
-    with reading_alone() as connection, progress_bar("verify") as progress:
-        head = int(connection.execute("select position from journal.head").fetchall()[0][0])
-        until = min(head, last or head)
-        result = verify_journal(
-            connection,
-            first,
-            last,
-            noted=hashes,
-            readable=deep,
-            progress=lambda position: progress(position - first + 1, until - first + 1),
-        )
-        snapshots = verify_snapshots(connection) if deep else []
-    if as_json:
-        say_json({**asdict(result), "wrong_snapshots": snapshots})
-    else:
-        say_verified(result, snapshots)
-    if result.first_break is not None or snapshots:
-        raise typer.Exit(1)
-
-
-def noted_down(text: str) -> tuple[int, str]:
-    """A position and its hash, as `verify` said them."""
-    position, _, digest = text.partition(":")
-    if not position.isdecimal() or not digest:
-        give_up(f"--noted: {text} is not POSITION:HASH")
-    return int(position), digest
-
-
-def say_verified(result: Verification, snapshots: list[str]) -> None:
-    found = result.first_break
-    if found is not None:
-        say(f"BROKEN at position {found.position} ({found.kind}): {found.detail}")
-        return
-    for stream in snapshots:
-        say(f"WRONG: the snapshot of {stream} is not what its events add up to")
-    speed = f"{result.events / result.seconds:,.0f} a second" if result.seconds else "at once"
-    say(f"positions {result.from_position} to {result.to_position}: {result.events} events, {speed}, nothing changed")
-    say(f"to note down: {result.to_position}:{result.hash}")
+app.command()(verify)
 
 
 @app.command()
@@ -291,8 +239,8 @@ def rebuild(
             say_json({"name": name, **{field: getattr(rebuilt, field) for field in rebuilt.__slots__}})
             return
         differing = rebuilt.differing_rows
-        verdict = "a new definition" if differing is None else f"{differing or 'no'} rows differ from before"
-        say(f"{name}: {rebuilt.rows} rows at position {rebuilt.position}; {verdict}")
+        verdict = "by a new definition" if differing is None else f"rows that differ from before: {differing}"
+        say(f"{name}: built up to position {rebuilt.position}, rows: {rebuilt.rows}, {verdict}")
 
     with database(quiet_settings()) as dsn, progress_bar(f"rebuild {name}") as progress:
         try:
@@ -412,15 +360,6 @@ def carry_out(decide: Callable[..., Any], command: Callable[..., Command], *stre
 
 
 # -- what the commands have in common ----------------------------------------------------------------------------------
-
-
-@contextmanager
-def reading_alone() -> Iterator[psycopg.Connection[Any]]:
-    """A connection that can change nothing, for one who reads everything."""
-    with as_it_is(quiet_settings()) as dsn, readable.connect_blocking(dsn) as connection:
-        if connection.execute("select to_regclass('journal.events')").fetchall() == [(None,)]:
-            raise DatabaseUnusable(NO_JOURNAL)
-        yield connection
 
 
 def reading(read: Callable[[Connection], Awaitable[T]]) -> T:

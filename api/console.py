@@ -10,11 +10,15 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
+from domain.streams import CATEGORIES
 from infra.readable import Line
 
 OUT = Console(highlight=False, emoji=False, soft_wrap=True)
 ASIDE = Console(stderr=True, highlight=False, emoji=False, soft_wrap=True)
 """For what is no answer: standard output stays clean for whoever reads on."""
+
+
+KINDS = {kind.__name__: kind for category in CATEGORIES.values() for kind in category.events}
 
 
 def say(text: Text | str) -> None:
@@ -40,6 +44,13 @@ def _fact(value: Any) -> str:
     return msgspec.json.encode(value).decode()
 
 
+def in_order(line: Line) -> dict[str, Any]:
+    """What an event says in the order in which it is defined, without the ids that the stream's name tells already."""
+    kind = KINDS.get(line.topic)
+    names = line.event if kind is None else [name for name in kind.__struct_fields__ if name in line.event]
+    return {name: line.event[name] for name in names if not line.stream.endswith(f"-{line.event[name]}")}
+
+
 def event_line(line: Line) -> Text:
     """An event as a line of the journal."""
     return Text.assemble(
@@ -49,7 +60,7 @@ def event_line(line: Line) -> Text:
         "  ",
         (line.topic, "bold"),
         "  ",
-        facts(line.event),
+        facts(in_order(line)),
         (f"  by {line.by}", "dim"),
     )
 

@@ -18,6 +18,7 @@ import pytest
 from psycopg.conninfo import conninfo_to_dict
 
 from api import cli
+from infra import log as logging
 from tests.api.conftest import MASTER_KEY, Server, TestTeam, make_team, running
 from tests.api.serving import SETTINGS, run
 from tests.conftest import _database_on
@@ -51,7 +52,8 @@ Command = Callable[..., Done]
 
 @pytest.fixture(scope="module")
 def town(owner_dsn: str, template: str) -> Iterator[Server]:
-    """A server that keeps running beside the commands."""
+    """A server that keeps running beside the commands, in silence: what a command prints is captured."""
+    logging.configure("error", "console")
     with _database_on(owner_dsn, f"cli_{uuid4().hex[:8]}", template) as dsn, running(dsn) as server:
         yield server
 
@@ -63,7 +65,7 @@ def team(town: Server) -> TestTeam:
 
 
 @pytest.fixture
-def command(town: Server, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Command:
+def command(town: Server, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Command:
     """Runs `saas-litellm ...` beside the server, or on another database."""
     for name in SETTINGS:
         monkeypatch.delenv(name, raising=False)
@@ -73,11 +75,11 @@ def command(town: Server, monkeypatch: pytest.MonkeyPatch, capfd: pytest.Capture
     def run_command(*arguments: str, on: str = town.dsn) -> Done:
         monkeypatch.setenv("DATABASE_URL", as_url(on))
         monkeypatch.setattr(sys, "argv", ["saas-litellm", *arguments])
-        capfd.readouterr()
+        capsys.readouterr()
         with pytest.raises(SystemExit) as ended:
             cli.main()
         status = ended.value.code
-        return Done(status if isinstance(status, int) else 0, *capfd.readouterr())
+        return Done(status if isinstance(status, int) else 0, *capsys.readouterr())
 
     return run_command
 
@@ -283,7 +285,7 @@ def test_a_read_model_that_somebody_has_changed_is_right_again_after_its_rebuild
 
     done = command("rebuild", "balances")
 
-    assert "2 rows differ from before" in done.out  # the wrong one and the right one
+    assert done.out.endswith("rows that differ from before: 2\n")  # the wrong one and the right one
     assert team.client.get(balance).json()["credits_remaining"] == 100
     team.client.post(f"/api/jobs/{team.job()}/complete", json={"status": "completed"})
     assert team.client.get(balance).json()["credits_remaining"] == 99
