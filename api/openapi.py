@@ -291,7 +291,7 @@ def _parameter(path: str, parameter: Json) -> Json:
 
 
 def _without_null(schema: Json) -> Json:
-    """A parameter can be left out, but it cannot be null."""
+    """What can be left out need not be null as well."""
     options = [option for option in schema.get("oneOf", []) if option != {"type": "null"}]
     rest = {key: value for key, value in schema.items() if key != "oneOf"}
     return {**rest, **options[0]} if len(options) == 1 else dict(schema)
@@ -300,7 +300,8 @@ def _without_null(schema: Json) -> Json:
 def _request_body(body: Json, handler: HTTPRouteHandler) -> Json:
     field = handler.parsed_data_field
     is_optional = field is not None and (field.is_optional or field.has_default)
-    return {**body, "required": not is_optional}
+    content = {kind: {**each, "schema": _without_null(each["schema"])} for kind, each in body["content"].items()}
+    return {"content": content, "required": not is_optional}
 
 
 def _responses(path: str, method: str, operation: Json) -> Json:

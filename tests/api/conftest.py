@@ -8,7 +8,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
 import httpx
@@ -19,6 +19,9 @@ from api.app import create_app
 from infra.settings import Settings
 from tests.conftest import _database_on
 from tests.provider import FakeProvider
+
+if TYPE_CHECKING:
+    from tests.api.world import World
 
 MASTER_KEY = "test-master-key-of-the-suite"
 
@@ -101,6 +104,15 @@ def admin(server: Server) -> Iterator[httpx.Client]:
     """Whoever has the master key."""
     with server.client() as client:
         yield client
+
+
+@pytest.fixture(scope="session")
+def world(owner_dsn: str, template: str) -> Iterator["World"]:
+    """A server of its own with one of everything, for tests that walk through all operations and change nothing."""
+    from tests.api.world import a_world  # which stands on what is here
+
+    with a_world(owner_dsn, template) as world:
+        yield world
 
 
 @dataclass(frozen=True)
