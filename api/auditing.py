@@ -1,0 +1,124 @@
+"""`saas-litellm verify`: the chain of hashes, then the independent auditor, over any database that has a journal."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from typing import Annotated, Any
+
+import psycopg
+import typer
+
+from api.console import progress_bar, say, say_json
+from api.database import as_it_is
+from infra import log as logging
+from infra import readable
+from infra.embedded import DatabaseUnusable
+from infra.settings import Settings
+from infra.verify import Verification
+from infra.verify import verify as verify_journal
+from projections.audit import Report, audit
+
+NO_JOURNAL = "there is no journal in this database yet; `saas-litellm migrate` makes one"
+SHOWN = 50  # findings; --json has more
+
+AsJson = Annotated[bool, typer.Option("--json", help="Answer in JSON, one object a line.")]
+Database = Annotated[
+    str | None,
+    typer.Option(
+        "--database", metavar="DSN", help="Another one: a replica, a restored backup; any role that may read."
+    ),
+]
+
+
+def verify(
+    first: Annotated[int, typer.Option("--from", min=1, help="The first position; what is before it is trusted.")] = 1,
+    last: Annotated[int | None, typer.Option("--to", min=1, help="The last position; the head without it.")] = None,
+    noted: Annotated[
+        list[str] | None, typer.Option(metavar="POSITION:HASH", help="What an earlier run said; may be repeated.")
+    ] = None,
+    deep: Annotated[
+        bool, typer.Option("--deep/--quick", help="Replay everything and run all checks, or the hash chain only.")
+    ] = True,
+    dsn: Database = None,
+    as_json: AsJson = False,
+) -> None:
+    """Recompute the hash chain, replay the journal and compare. Exit code 1 and the places if anything differs.
+
+    With --from or --to only the chain of that part is looked at.
+    """
+    hashes = dict(map(noted_down, noted or []))
+    report: Report | None = None
+    with connected(dsn) as connection:
+        [(head,)] = connection.execute("select position from journal.head").fetchall()
+        until = min(head, last or head)
+        with progress_bar("hash chain") as progress:
+            result = verify_journal(
+                connection,
+                first,
+                last,
+                noted=hashes,
+                progress=lambda position: progress(position - first + 1, until - first + 1),
+            )
+        if deep and first == 1 and last is None:
+            with progress_bar("audit") as progress:
+                report = audit(connection, lambda _, done, total: progress(done, total))
+    if as_json:
+        say_json({**asdict(result), "audit": None if report is None else asdict(report)})
+    else:
+        say_verified(result)
+        if report is not None:
+            say_audited(report)
+        if result.first_break is None:
+            say(f"to note down: {result.to_position}:{result.hash}")
+    if result.first_break is not None or (report is not None and report.found):
+        raise typer.Exit(1)
+
+
+def say_verified(result: Verification) -> None:
+    found = result.first_break
+    if found is not None:
+        say(f"BROKEN at position {found.position} ({found.kind}): {found.detail}")
+        return
+    speed = f"{result.events / result.seconds:,.0f} a second" if result.seconds else "at once"
+    say(f"positions {result.from_position} to {result.to_position}: {result.events} events, {speed}, nothing changed")
+
+
+def say_audited(report: Report) -> None:
+    for finding in report.findings[:SHOWN]:
+        place = "" if finding.position is None else f" at position {finding.position}"
+        say(f"WRONG{place}: {finding.subject} ({finding.check}): {finding.detail}")
+    if report.found > SHOWN:
+        say(f"... and {report.found - SHOWN} more")
+    for name in report.skipped:
+        say(f"not compared: {name}, which another version of this program has built")
+    found = f"{report.found} things are wrong" if report.found else "everything agrees"
+    say(f"{report.events} events replayed, {len(report.checks)} checks, {report.seconds:,.1f} seconds: {found}")
+
+
+def noted_down(text: str) -> tuple[int, str]:
+    """A position and its hash, as `verify` said them."""
+    position, _, digest = text.partition(":")
+    if not position.isdecimal() or not digest:
+        raise typer.BadParameter(f"{text} is not POSITION:HASH", param_hint="--noted")
+    return int(position), digest
+
+
+@contextmanager
+def connected(dsn: str | None) -> Iterator[psycopg.Connection[Any]]:
+    """A connection that can change nothing, for one who reads everything."""
+    if dsn is not None:
+        with _reading(dsn) as connection:
+            yield connection
+        return
+    logging.configure("error", "console")
+    with as_it_is(Settings.from_environment(os.environ)) as ours, _reading(ours) as connection:
+        yield connection
+
+
+@contextmanager
+def _reading(dsn: str) -> Iterator[psycopg.Connection[Any]]:
+    with readable.connect_blocking(dsn) as connection:
+        if connection.execute("select to_regclass('journal.events')").fetchall() == [(None,)]:
+            raise DatabaseUnusable(NO_JOURNAL)
+        yield connection

@@ -1,0 +1,300 @@
+"""The independent auditor: an honest day passes, and whatever somebody changes behind its back is named and located."""
+
+import json
+import secrets
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import psycopg
+import pytest
+from psycopg import sql
+from psycopg.conninfo import conninfo_to_dict, make_conninfo
+
+from api import cli
+from infra import readable
+from projections.audit import Finding, Report, audit
+from tests.api.conftest import TestTeam, make_alias, make_team, running
+from tests.conftest import _database_on
+from tests.provider import FakeProvider
+
+ASK = {"messages": [{"role": "user", "content": "Hello"}]}
+
+
+@dataclass(frozen=True)
+class Day:
+    """A database after a busy day."""
+
+    dsn: str
+    team: TestTeam
+    charged: str
+    still_open: str
+
+
+@pytest.fixture(scope="module")
+def day(owner_dsn: str, template: str) -> Iterator[Day]:
+    """A day with jobs that end in every way, a refund, and a job that is still open; the server has gone home."""
+    name = f"day_{secrets.token_hex(4)}"
+    with FakeProvider() as provider, _database_on(owner_dsn, name, template) as dsn:
+        with running(dsn) as server, server.client() as admin:
+            alias, broken = make_alias(admin, provider, "usage-1000-2000"), make_alias(admin, provider, "status-500")
+            team = make_team(server, admin, credits=1000, budget_mode="consumption_usd", credits_per_dollar=1000)
+            other = make_team(server, admin)
+
+            def job(team: TestTeam, *models: str) -> str:
+                job_id = team.job()
+                for model in models:
+                    team.client.post(f"/api/jobs/{job_id}/llm-call", json={**ASK, "model": model})
+                return job_id
+
+            def end(team: TestTeam, job_id: str, status: str) -> None:
+                answer = team.client.post(f"/api/jobs/{job_id}/complete", json={"status": status})
+                assert answer.status_code == 200, answer.text
+
+            charged = job(team, alias, alias)
+            end(team, charged, "completed")
+            end(team, job(team, alias, broken), "failed")
+            end(other, job(other, alias), "completed")
+            end(other, job(other), "completed")
+            team.client.post(f"/api/jobs/{job(team, alias)}/cancel", json={})
+            refund = admin.post(f"/api/credits/teams/{team.team_id}/refund", json={"job_id": charged, "credits": 1})
+            assert refund.status_code == 200, refund.text
+            still_open = job(team, alias)
+            admin.get("/api/credits/balance", params={"team_id": team.team_id})  # waits for the read models
+        yield Day(dsn, team, charged, still_open)
+
+
+@pytest.fixture
+def database(owner_dsn: str, day: Day) -> Iterator[str]:
+    """A copy of that day, for one who may put the triggers out of the way."""
+    name = str(conninfo_to_dict(day.dsn)["dbname"])
+    with _database_on(owner_dsn, f"copy_{secrets.token_hex(4)}", name) as dsn:
+        with psycopg.connect(dsn) as connection:
+            connection.execute("alter table journal.events disable trigger user")
+            connection.execute("alter table journal.head disable trigger user")
+            connection.execute("drop index journal.events_one_charge_per_job")
+        yield dsn
+
+
+def audited(dsn: str) -> Report:
+    with readable.connect_blocking(dsn) as connection:
+        return audit(connection)
+
+
+def tampered(dsn: str, statement: str, *parameters: object) -> list[Finding]:
+    """What the auditor finds after somebody did this."""
+    with psycopg.connect(dsn) as owner:
+        done = owner.execute(statement.encode(), parameters)
+        assert done.rowcount > 0, "nothing was changed"
+    report = audited(dsn)
+    assert report.found == len(report.findings)
+    return report.findings
+
+
+def checks(findings: list[Finding]) -> set[str]:
+    return {finding.check for finding in findings}
+
+
+def the(dsn: str, topic: str) -> tuple[int, str]:
+    """Position and stream of the first event of a kind."""
+    with psycopg.connect(dsn) as connection:
+        found = connection.execute(
+            "select notification_id, originator_id from journal.events where topic = %s order by 1 limit 1", (topic,)
+        ).fetchone()
+    assert found is not None
+    return found[0], found[1]
+
+
+CHANGE = """
+update journal.events
+set state = regexp_replace(convert_from(state, 'UTF8'), %s, %s)::bytea
+where notification_id = (select min(notification_id) from journal.events where topic = %s)
+"""
+REMOVE = """
+delete from journal.events
+where notification_id = (select max(notification_id) from journal.events where topic = %s)
+"""
+ADDS_UP, FROM_HOLD = "recorded_credits_are_those_of_the_replay", "no_more_is_taken_from_a_hold_than_is_in_it"
+COSTS, PRICED = "a_charge_is_what_the_calls_cost", "a_call_costs_its_tokens_times_its_price"
+ONCE = "a_job_is_charged_once_and_as_its_end_says"
+
+
+# -- nothing wrong -----------------------------------------------------------------------------------------------------
+
+
+def test_an_honest_day_passes_every_check(database: str) -> None:
+    report = audited(database)
+    assert ([], [], 0) == (report.findings, report.skipped, report.found)
+    assert {"balances", "transactions", "jobs", "calls", "snapshots"} <= set(report.checks)
+    assert 6 == report.jobs
+    assert report.events == report.position > 0
+
+
+def test_an_auditor_who_may_only_read_can_audit(database: str, owner_dsn: str) -> None:
+    role = f"auditor_{secrets.token_hex(4)}"
+    with psycopg.connect(database, autocommit=True) as owner:
+        login = sql.SQL("create role {} login password 'secret' in role saas_ledger_auditor")
+        owner.execute(login.format(sql.Identifier(role)))
+        try:
+            assert [] == audited(make_conninfo(database, user=role, password="secret")).findings
+        finally:
+            owner.execute(sql.SQL("drop role {}").format(sql.Identifier(role)))
+
+
+def test_a_journal_without_read_models_is_audited_all_the_same(database: str) -> None:
+    with psycopg.connect(database) as owner:
+        owner.execute("drop schema readmodel cascade")
+    report = audited(database)
+    assert ([], False) == (report.findings, "balances" in report.checks)
+
+
+# -- the journal -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "topic,pattern,replacement,check",
+    [
+        ("CreditsGranted", '"credits":1000', '"credits":9000', ADDS_UP),
+        ("CreditsCharged", '"remaining_credits":\\d+', '"remaining_credits":999', ADDS_UP),
+        ("CreditsCharged", '"credits":\\d+', '"credits":1', ONCE),
+        ("CreditsCharged", '"credits":\\d+', '"credits":1', COSTS),
+        ("CreditsCharged", '"tokens":\\d+', '"tokens":1', COSTS),
+        ("CreditsHeld", '"credits":\\d+', '"credits":99999', "a_hold_stays_within_the_overdraft"),
+        ("CreditsCharged", '"credits_from_hold":\\d+', '"credits_from_hold":999', FROM_HOLD),
+        ("CallFinished", '"client_cost_usd":"[0-9.]+"', '"client_cost_usd":"7"', PRICED),
+        ("CallFinished", '"prompt_tokens":\\d+', '"prompt_tokens":7', PRICED),
+        ("CallFinished", '"call_id":"[^"]+"', '"call_id":"another"', "a_call_ends_once"),
+        ("JobCreated", '"job_type":"test"', '"job_type":7', "every_event_can_be_read"),
+    ],
+)  # fmt: skip
+def test_an_event_that_somebody_changed_is_named_and_located(
+    database: str, topic: str, pattern: str, replacement: str, check: str
+) -> None:
+    position, stream = the(database, topic)
+    found = tampered(database, CHANGE, pattern, replacement, topic)
+    assert (position, stream) in {(each.position, each.subject) for each in found if each.check == check}
+
+
+@pytest.mark.parametrize(
+    "topic,check",
+    [
+        ("CreditsCharged", "every_job_that_is_due_is_charged"),
+        ("HoldReleased", "holds_are_those_of_open_jobs"),
+        ("CreditsHeld", "what_a_job_holds_is_held_by_its_account"),
+        ("CallStarted", "a_call_ends_once"),
+        ("AccountOpened", "every_history_adds_up"),
+        ("CreditsGranted", "transactions"),
+    ],
+)
+def test_an_event_that_somebody_removed_is_missed(database: str, topic: str, check: str) -> None:
+    assert check in checks(tampered(database, REMOVE, topic))
+
+
+def test_a_second_charge_of_a_job_is_found(database: str, day: Day) -> None:
+    again = """
+    insert into journal.events (originator_id, originator_version, topic, state, notification_id, hash)
+    select originator_id,
+           (select max(originator_version) + 1 from journal.events where originator_id = charge.originator_id),
+           topic, state, (select max(notification_id) + 1 from journal.events), hash
+    from journal.events as charge where topic = 'CreditsCharged' and position(%s::bytea in state) > 0
+    """
+    with psycopg.connect(database) as owner:
+        owner.execute("update journal.head set position = position + 1")
+    found = tampered(database, again, day.charged.encode())
+    assert ONCE in checks(found)
+
+
+def test_a_journal_that_was_cut_off_stands_behind_its_read_models(database: str) -> None:
+    cut = "delete from journal.events where notification_id > (select position - 3 from journal.head)"
+    with psycopg.connect(database) as owner:
+        owner.execute(cut)
+    found = tampered(database, "update journal.head set position = position - 3")
+    assert "read_models" in checks(found)
+
+
+# -- read models and snapshots -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "statement,table,detail",
+    [
+        ("update readmodel.balances set credits_used = 3 where team_id = %s", "balances", "credits_used is 3"),
+        ("delete from readmodel.balances where team_id = %s", "balances", "missing"),
+        ("insert into readmodel.balances select %s || '-2', 'o', 0, 0, 0, null, now()", "balances", "without an event"),
+        ("update readmodel.transactions set credits_amount = 7 where team_id = %s", "transactions", "amount is 7"),
+        ("delete from readmodel.transactions where team_id = %s", "transactions", "missing"),
+        ("update readmodel.jobs set client_cost_usd = 7 where team_id = %s", "jobs", "client_cost_usd is 7"),
+        ("update readmodel.jobs set metadata = '{\"a\": 1}' where team_id = %s", "jobs", "metadata"),
+        ("delete from readmodel.jobs where team_id = %s", "jobs", "missing"),
+        ("update readmodel.jobs set job_id = gen_random_uuid() where team_id = %s", "jobs", "without an event"),
+        ("update readmodel.calls set completion_tokens = 7 where team_id = %s", "calls", "completion_tokens is 7"),
+        ("update readmodel.calls set job_id = gen_random_uuid() where team_id = %s", "calls", "without an event"),
+        ("delete from readmodel.calls where team_id = %s", "calls", "missing"),
+    ],
+)  # fmt: skip
+def test_a_row_that_somebody_changed_is_named_and_located(
+    database: str, day: Day, statement: str, table: str, detail: str
+) -> None:
+    found = tampered(database, statement, day.team.team_id)
+    assert {table} == checks(found)
+    assert any(detail in finding.detail for finding in found)
+    rows = {day.team.team_id, f"{day.team.team_id}-2"}
+    if table == "balances":
+        assert rows >= {finding.subject for finding in found}
+
+
+def test_a_snapshot_that_somebody_changed_is_named_and_located(database: str, day: Day) -> None:
+    stream = f"credit-{day.team.team_id}"
+    lie = """
+    insert into journal.snapshots (stream, version, category_version, state)
+    values (%s, 2, 1, '{"team_id":"t","organization_id":"o","allocated":1,"updated_at":"2026-01-01T00:00:00Z"}')
+    """
+    [finding] = tampered(database, lie, stream)
+    with psycopg.connect(database) as connection:
+        second = connection.execute(
+            "select notification_id from journal.events where originator_id = %s and originator_version = 2", (stream,)
+        ).fetchone()
+    assert second is not None
+    assert ("snapshots", second[0], stream) == (finding.check, finding.position, finding.subject)
+
+
+# -- the command -------------------------------------------------------------------------------------------------------
+
+Verify = Callable[..., tuple[int, str]]
+
+
+@pytest.fixture
+def verify(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Verify:
+    """Runs `saas-litellm verify`; gives its exit code and what it printed."""
+
+    def run(*arguments: str) -> tuple[int, str]:
+        monkeypatch.setattr(sys, "argv", ["saas-litellm", "verify", *arguments])
+        capfd.readouterr()
+        with pytest.raises(SystemExit) as ended:
+            cli.main()
+        return int(ended.value.code or 0), capfd.readouterr().out
+
+    return run
+
+
+def test_the_command_passes_an_honest_database_that_it_has_no_settings_for(database: str, verify: Verify) -> None:
+    status, said = verify("--database", database)
+    assert 0 == status
+    assert "nothing changed" in said
+    assert "everything agrees" in said
+
+
+def test_the_command_says_what_is_wrong_and_where(database: str, day: Day, verify: Verify) -> None:
+    lie = "update readmodel.balances set credits_used = 3 where team_id = %s"
+    assert tampered(database, lie, day.team.team_id)
+    status, said = verify("--database", database)
+    assert (1, True) == (status, f"{day.team.team_id} (balances): credits_used is 3" in said)
+    status, said = verify("--database", database, "--json")
+    [finding] = json.loads(said)["audit"]["findings"]
+    assert (1, "balances", day.team.team_id) == (status, finding["check"], finding["subject"])
+
+
+def test_the_command_can_leave_it_at_the_chain(database: str, day: Day, verify: Verify) -> None:
+    assert tampered(database, "delete from readmodel.balances where team_id = %s", day.team.team_id)
+    status, said = verify("--database", database, "--quick")
+    assert (0, False) == (status, "checks" in said)
