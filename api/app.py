@@ -253,7 +253,8 @@ async def open_house(settings: Settings, dsn: str, *, works: bool = True) -> Asy
         if watch is not None:
             watch.cancel()
         await scheduler.stop()
-        await asyncio.gather(house.background.drain(settings.shutdown_timeout_seconds), sender.stop())
+        patience = settings.shutdown_timeout_seconds
+        await asyncio.gather(house.background.drain(patience), sender.stop(patience))
         await house.models.close()
         await ledger.stop()
         await engine.stop()
