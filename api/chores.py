@@ -45,11 +45,6 @@ delete from app.idempotency where ctid = any (array(
     select ctid from app.idempotency where created_at < %s limit %s))
 """
 
-_PURGE_SESSIONS = """
-delete from app.sessions where ctid = any (array(
-    select ctid from app.sessions where expires_at < %s limit %s))
-"""
-
 
 def chores(house: House) -> Sequence[Chore]:
     """All chores of a house, in the order in which they are done when several are due."""
@@ -61,7 +56,6 @@ def chores(house: House) -> Sequence[Chore]:
         Chore("expire_jobs", often, partial(expire_jobs, house)),
         Chore("cancel_orphans", often, partial(cancel_orphaned, house)),
         Chore("purge_receipts", seldom, partial(purge_receipts, house)),
-        Chore("purge_sessions", seldom, partial(purge_sessions, house)),
         Chore("purge_deliveries", seldom, partial(purge_deliveries, house)),
     )
 
@@ -140,11 +134,6 @@ async def cancel_orphaned(house: House, at: datetime) -> int:
 async def purge_receipts(house: House, at: datetime) -> int:
     """Forgets answers that were kept for repeats; some of them hold secrets."""
     return await _purge(house, _PURGE_RECEIPTS, at - KEPT_FOR)
-
-
-async def purge_sessions(house: House, at: datetime) -> int:
-    """Forgets sessions that have expired."""
-    return await _purge(house, _PURGE_SESSIONS, at)
 
 
 async def purge_deliveries(house: House, at: datetime) -> int:

@@ -192,19 +192,6 @@ CREATE FUNCTION journal.stale(streams text[], versions bigint[]) RETURNS text[]
 END;
 
 --
--- Name: call_contents; Type: TABLE; Schema: app; Owner: -
---
-
-CREATE TABLE app.call_contents (
-    job_id uuid NOT NULL,
-    call_id uuid NOT NULL,
-    team_id text NOT NULL,
-    request bytea,
-    response bytea,
-    created_at timestamp with time zone DEFAULT now() NOT NULL
-);
-
---
 -- Name: idempotency; Type: TABLE; Schema: app; Owner: -
 --
 
@@ -243,17 +230,6 @@ CREATE TABLE app.secrets (
     secret_id uuid NOT NULL,
     kind text NOT NULL,
     ciphertext bytea NOT NULL,
-    created_at timestamp with time zone DEFAULT now() NOT NULL
-);
-
---
--- Name: sessions; Type: TABLE; Schema: app; Owner: -
---
-
-CREATE TABLE app.sessions (
-    token_hash text NOT NULL,
-    user_id uuid NOT NULL,
-    expires_at timestamp with time zone NOT NULL,
     created_at timestamp with time zone DEFAULT now() NOT NULL
 );
 
@@ -332,13 +308,6 @@ CREATE TABLE journal.snapshots (
 );
 
 --
--- Name: call_contents call_contents_pkey; Type: CONSTRAINT; Schema: app; Owner: -
---
-
-ALTER TABLE ONLY app.call_contents
-    ADD CONSTRAINT call_contents_pkey PRIMARY KEY (call_id);
-
---
 -- Name: idempotency idempotency_pkey; Type: CONSTRAINT; Schema: app; Owner: -
 --
 
@@ -358,13 +327,6 @@ ALTER TABLE ONLY app.migrations
 
 ALTER TABLE ONLY app.secrets
     ADD CONSTRAINT secrets_pkey PRIMARY KEY (secret_id);
-
---
--- Name: sessions sessions_pkey; Type: CONSTRAINT; Schema: app; Owner: -
---
-
-ALTER TABLE ONLY app.sessions
-    ADD CONSTRAINT sessions_pkey PRIMARY KEY (token_hash);
 
 --
 -- Name: webhook_deliveries webhook_deliveries_pkey; Type: CONSTRAINT; Schema: app; Owner: -
@@ -402,24 +364,6 @@ ALTER TABLE ONLY journal.snapshots
     ADD CONSTRAINT snapshots_pkey PRIMARY KEY (stream);
 
 --
--- Name: call_contents_created_at; Type: INDEX; Schema: app; Owner: -
---
-
-CREATE INDEX call_contents_created_at ON app.call_contents USING btree (created_at);
-
---
--- Name: call_contents_job_id; Type: INDEX; Schema: app; Owner: -
---
-
-CREATE INDEX call_contents_job_id ON app.call_contents USING btree (job_id);
-
---
--- Name: call_contents_team_id; Type: INDEX; Schema: app; Owner: -
---
-
-CREATE INDEX call_contents_team_id ON app.call_contents USING btree (team_id);
-
---
 -- Name: idempotency_claim_id; Type: INDEX; Schema: app; Owner: -
 --
 
@@ -430,18 +374,6 @@ CREATE UNIQUE INDEX idempotency_claim_id ON app.idempotency USING btree (claim_i
 --
 
 CREATE INDEX idempotency_created_at ON app.idempotency USING btree (created_at);
-
---
--- Name: sessions_expires_at; Type: INDEX; Schema: app; Owner: -
---
-
-CREATE INDEX sessions_expires_at ON app.sessions USING btree (expires_at);
-
---
--- Name: sessions_user_id; Type: INDEX; Schema: app; Owner: -
---
-
-CREATE INDEX sessions_user_id ON app.sessions USING btree (user_id);
 
 --
 -- Name: webhook_deliveries_by_age; Type: INDEX; Schema: app; Owner: -
@@ -573,12 +505,6 @@ REVOKE ALL ON FUNCTION journal.stale(streams text[], versions bigint[]) FROM PUB
 GRANT ALL ON FUNCTION journal.stale(streams text[], versions bigint[]) TO saas_ledger_app;
 
 --
--- Name: TABLE call_contents; Type: ACL; Schema: app; Owner: -
---
-
-GRANT SELECT,INSERT,DELETE,UPDATE ON TABLE app.call_contents TO saas_ledger_app;
-
---
 -- Name: TABLE idempotency; Type: ACL; Schema: app; Owner: -
 --
 
@@ -589,12 +515,6 @@ GRANT SELECT,INSERT,DELETE,UPDATE ON TABLE app.idempotency TO saas_ledger_app;
 --
 
 GRANT SELECT,INSERT,DELETE,UPDATE ON TABLE app.secrets TO saas_ledger_app;
-
---
--- Name: TABLE sessions; Type: ACL; Schema: app; Owner: -
---
-
-GRANT SELECT,INSERT,DELETE,UPDATE ON TABLE app.sessions TO saas_ledger_app;
 
 --
 -- Name: TABLE webhook_deliveries; Type: ACL; Schema: app; Owner: -

@@ -338,20 +338,6 @@ def test_answers_kept_for_repeats_are_forgotten_after_a_day(runner: Run[None], d
     runner(story())
 
 
-def test_sessions_are_forgotten_when_they_have_expired(runner: Run[None], database: str) -> None:
-    insert = "insert into app.sessions (token_hash, user_id, expires_at) values (%s, %s, %s)"
-
-    async def story() -> None:
-        async with houses(database) as [house]:
-            async with house.pool.connection() as connection:
-                for name, ends in (("old", NOON), ("new", NOON + 2 * SOON)):
-                    await connection.execute(insert, (name, uuid4(), ends))
-            assert [1, 0] == [await chores.purge_sessions(house, NOON + SOON) for _ in range(2)]
-            assert ["new"] == await column(house, "select token_hash from app.sessions")
-
-    runner(story())
-
-
 async def column(house: House, select: str) -> list[object]:
     async with house.pool.connection() as connection:
         cursor = await connection.execute(select.encode())
