@@ -224,13 +224,15 @@ def rebuild(
     name: Annotated[str, typer.Argument(help="The read model, such as balances.")], as_json: AsJson = False
 ) -> None:
     """Build a read model again from the first event on, compare, and put it in place. Nobody has to wait for it."""
-    from api.app import PROJECTIONS
+    from api.app import read_models
     from projections.rebuild import AlreadyRebuilding
     from projections.rebuild import rebuild as build_again
 
-    projection = next((each for each in PROJECTIONS if each.name == name), None)
+    settings = quiet_settings()
+    projections = {each.name: each for each in read_models(settings)}
+    projection = projections.get(name)
     if projection is None:
-        give_up(f"no read model {name}; there are {', '.join(sorted(each.name for each in PROJECTIONS))}")
+        give_up(f"no read model {name}; there are {', '.join(sorted(projections))}")
 
     async def build(dsn: str, progress: Callable[[int, int], None]) -> None:
         async with await AsyncConnection.connect(dsn, autocommit=True) as connection:
@@ -242,7 +244,7 @@ def rebuild(
         verdict = "by a new definition" if differing is None else f"rows that differ from before: {differing}"
         say(f"{name}: built up to position {rebuilt.position}, rows: {rebuilt.rows}, {verdict}")
 
-    with database(quiet_settings()) as dsn, progress_bar(f"rebuild {name}") as progress:
+    with database(settings) as dsn, progress_bar(f"rebuild {name}") as progress:
         try:
             asyncio.run(build(dsn, progress))
         except AlreadyRebuilding:
