@@ -34,11 +34,15 @@ PositiveCredits = Annotated[int, Meta(ge=1, le=1_000_000_000_000)]
 
 MAX_AMOUNT = Decimal(1_000_000_000_000)
 MAX_DIGITS = 30
+MAX_DEPTH = 100
 
 # What JSON can spell and PostgreSQL or UTF-8 cannot hold: an escaped NUL, half of a surrogate pair.
 _ESCAPE = re.compile(
     rb"\\(?:u(?:(?P<pair>[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2})|(?P<code>[0-9a-fA-F]{4}))|[^u])"
 )
+_STRING = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"', re.DOTALL)
+_OPENING = b"[{"
+_NO_BRACKETS = bytes(set(range(256)) - set(b"[]{}"))
 _AT = re.compile(r" - at `(?P<path>[^`]*)`$")
 _STEP = re.compile(r"\.(?P<name>[^.\[]+)|\[(?P<index>\d+|\.\.\.)\]")
 _FIELD = re.compile(r"^Object missing required field `(?P<field>[^`]+)`")
@@ -82,6 +86,7 @@ def decode_body(body: bytes, kind: Any) -> Any:
         Invalid: it is JSON of another shape.
     """
     body = printable(body)
+    _require_shallow(body)
     try:
         return _decoder(kind).decode(body)
     except msgspec.ValidationError:
@@ -93,8 +98,10 @@ def decode_body(body: bytes, kind: Any) -> Any:
 
 def parse(body: bytes) -> Any:
     """Any JSON."""
+    body = printable(body)
+    _require_shallow(body)
     try:
-        return _ANY.decode(printable(body))
+        return _ANY.decode(body)
     except (msgspec.DecodeError, UnicodeDecodeError):
         raise Trouble("malformed_json") from None
 
@@ -129,6 +136,17 @@ def exact(field: str, value: Decimal, *, above_zero: bool = False) -> Decimal:
 def printable(body: bytes) -> bytes:
     """The body with what cannot be stored replaced by U+FFFD; ids and names with it are refused later."""
     return _ESCAPE.sub(_replace, body) if b"\\u" in body else body
+
+
+def _require_shallow(body: bytes) -> None:
+    """What nests deeper than anybody means would end in an overflow of the stack, here or at a provider's library."""
+    if body.count(b"[") + body.count(b"{") <= MAX_DEPTH:
+        return
+    depth = 0
+    for sign in _STRING.sub(b"", body).translate(None, delete=_NO_BRACKETS):
+        depth += 1 if sign in _OPENING else -1
+        if depth > MAX_DEPTH:
+            raise Trouble("malformed_json")
 
 
 def _replace(match: re.Match[bytes]) -> bytes:

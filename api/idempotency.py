@@ -161,7 +161,7 @@ def _canonical(body: bytes) -> bytes:
     """The body without the order of its keys and its white space."""
     try:
         return msgspec.json.encode(msgspec.json.decode(printable(body)), order="deterministic")
-    except (msgspec.DecodeError, UnicodeDecodeError):
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return body
 
 

@@ -102,6 +102,6 @@ async def estimate_prompt(house: House, team: Team, body: dict[str, Any]) -> int
 def _object(body: bytes) -> dict[str, Any]:
     try:
         parsed = msgspec.json.decode(printable(body))
-    except (msgspec.DecodeError, UnicodeDecodeError):
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return {}
     return parsed if isinstance(parsed, dict) else {}

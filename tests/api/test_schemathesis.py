@@ -38,6 +38,9 @@ MODES = [schemathesis.GenerationMode.POSITIVE, schemathesis.GenerationMode.NEGAT
 CALLERS = ("master", "owner", "auditor", "user", "team", "stranger")
 FAREWELLS = ("logout", "password", "deactivate", "suspend", "pause", "cancel", "complete", "revoke", "rotate", "status")
 
+# The server lives in this process and may use `random` at any time.
+pytestmark = pytest.mark.filterwarnings("ignore:Do not use the `random` module inside strategies")
+
 
 @pytest.fixture(scope="module")
 def world(owner_dsn: str, template: str) -> Iterator[World]:
