@@ -166,6 +166,16 @@ def test_background_work_can_be_left_to_another_process(tmp_path: Path):
     assert (behind.json()["credits_remaining"], behind.headers["X-Ledger-Lag"]) == (10, "1")
 
 
+def test_a_get_at_any_server_shows_what_another_has_just_answered(served: Served, admin: httpx.Client, team: TestTeam):
+    # They share the embedded PostgreSQL, and one of them leads the projections.
+    with serving(served.data_dir) as other:
+        elsewhere = again(other, team)
+        for credits in range(101, 121):
+            body = {"team_id": team.team_id, "amount": 1}
+            assert admin.post("/api/credits/add", json=body).json()["credits_remaining"] == credits
+            assert elsewhere.get("/api/credits/balance").json()["credits_remaining"] == credits
+
+
 def stream(team: TestTeam, job_id: str, alias: str) -> Any:
     body = {"model": alias, "messages": QUESTION}
     return team.client.stream("POST", f"/api/jobs/{job_id}/llm-call-stream", json=body)
