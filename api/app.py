@@ -38,6 +38,7 @@ from api.problems import HANDLERS
 from api.provider_credentials import ProviderCredentialsController
 from api.reports import ReportsController
 from api.sessions import SessionsController
+from api.statements import StatementsController
 from api.stats import StatsController
 from api.targets import Targets
 from api.team_jobs import TeamJobRowsController
@@ -69,6 +70,7 @@ from projections.keys import KEYS
 from projections.organizations import ORGANIZATIONS
 from projections.projection import Projection
 from projections.provider_credentials import PROVIDER_CREDENTIALS
+from projections.statements import STATEMENTS
 from projections.teams import TEAMS
 from projections.transactions import TRANSACTIONS
 from projections.usage import USAGE
@@ -89,6 +91,7 @@ PROJECTIONS: Sequence[Projection] = (
     ORGANIZATIONS,
     USAGE,
     AUDIT_LOG,
+    STATEMENTS,
 )
 
 
@@ -104,6 +107,7 @@ CONTROLLERS: Sequence[ControllerRouterHandler] = (
     CreditsController,
     StatsController,
     ReportsController,
+    StatementsController,
     OrganizationsController,
     TeamsController,
     KeysController,

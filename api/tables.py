@@ -25,7 +25,8 @@ MEDIA_TYPES: dict[Format, str] = {
 }
 
 AskedFormat = Annotated[
-    str | None, QueryParameter(name="format", description="json, csv or ndjson; or say so in Accept")
+    str | None,
+    QueryParameter(name="format", description="json, csv, ndjson (of a statement also html); or say so in Accept"),
 ]
 
 
@@ -72,7 +73,7 @@ def table(rows: Sequence[msgspec.Struct], kind: Format, columns: Sequence[str], 
     if kind == "ndjson":
         return Response(b"".join(encode(row) + b"\n" for row in rows), media_type=MEDIA_TYPES[kind], headers=headers)
     lines = csv_lines([columns, *([getattr(row, column) for column in columns] for row in rows)])
-    return Response(lines, media_type="text/csv; charset=utf-8", headers=headers | attached(f"{name}.csv"))
+    return Response(lines, media_type=MEDIA_TYPES[kind], headers=headers | attached(f"{name}.csv"))
 
 
 def attached(name: str) -> dict[str, str]:
@@ -84,4 +85,4 @@ def attached(name: str) -> dict[str, str]:
 def streamed(pieces: AsyncIterator[str | bytes], kind: Format, total: int, name: str) -> Response[Any]:
     """A file of any length, piece by piece."""
     headers = {TOTAL: str(total)} | (attached(f"{name}.csv") if kind == "csv" else {})
-    return Stream(pieces, media_type=f"{MEDIA_TYPES[kind]}; charset=utf-8", headers=headers)
+    return Stream(pieces, media_type=MEDIA_TYPES[kind], headers=headers)

@@ -57,6 +57,9 @@ class Totals(Record):
         return came - self.charged_credits - self.expired_credits
 
 
+NOTHING = Totals()
+
+
 class BillLine(Record):
     """What a provider asks for a model on a day."""
 
@@ -211,9 +214,8 @@ def next_period(period: str) -> str:
     return period_of(period_bounds(period)[1])
 
 
-def tally(events: Iterable[Event]) -> Totals:
-    """Adds up the entries among a team's events."""
-    totals = Totals()
+def tally(events: Iterable[Event], totals: Totals = NOTHING) -> Totals:
+    """Adds up the entries among a team's events, to what was added up before."""
     for event in events:
         match event:
             case CreditsGranted(credits=credits):
