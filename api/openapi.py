@@ -347,7 +347,7 @@ def _refusals(path: str, method: str, operation: Json) -> list[int]:
     found |= {401, 403, 429, 503} if not is_open or _LOGIN.search(path) else {503}
     if method == "get":
         found.discard(429)
-    else:
+    if method != "get" or "{period}" in path:  # a period may not have ended yet
         found |= {400}
     if method == "post":
         found |= {409, 413, 422}

@@ -60,17 +60,24 @@ async def count_messages(target: Target, messages: list[dict[str, Any]]) -> int:
 
 
 def _collect(message: dict[str, Any], texts: list[str]) -> int:
-    """Add what is to be counted to the texts; what cannot be counted comes back as tokens."""
+    """Add what is to be counted to the texts; what cannot be counted comes back as tokens.
+
+    Limits are taken before the body has been checked, so anything may be anywhere.
+    """
     images = 0
     texts.extend(value for value in message.values() if isinstance(value, str))
-    content = message.get("content")
-    for part in content if isinstance(content, list) else []:
+    for part in _dicts(message.get("content")):
         if isinstance(part.get("text"), str):
             texts.append(part["text"])
         else:
             images += 1
-    texts.extend(str(call.get("function", {}).get("arguments", "")) for call in message.get("tool_calls") or [])
+    for call in _dicts(message.get("tool_calls")):
+        texts.extend(str(function.get("arguments", "")) for function in _dicts([call.get("function")]))
     return images * TOKENS_PER_IMAGE
+
+
+def _dicts(found: Any) -> list[dict[str, Any]]:
+    return [each for each in found if isinstance(each, dict)] if isinstance(found, list) else []
 
 
 async def _count(target: Target, texts: list[str]) -> int:

@@ -131,6 +131,23 @@ FAREWELLS = ("logout", "password", "deactivate", "suspend", "pause", "revoke", "
 NOTHING_HAPPENED = {400, 401, 404, 405, 413, 422}
 
 
+ODD_MESSAGES: tuple[Any, ...] = (
+    [{"role": "user", "content": [[1], "x", None, {"text": 1}]}],
+    [{"role": "assistant", "content": None, "tool_calls": "x"}],
+    [
+        {
+            "role": "assistant",
+            "content": None,
+            "tool_calls": [1, None, {"function": "x"}, {"function": {"arguments": []}}],
+        }
+    ],
+    [{"role": "user", "content": "x", "name": {}}],
+    [{"role": "user"}, []],
+    [[]],
+    {"role": "user", "content": "x"},
+)
+
+
 class Nonsense:
     """Makes requests that were never meant."""
 
@@ -172,6 +189,8 @@ class Nonsense:
         schema = operation.get("requestBody", {}).get("content", {}).get("application/json", {}).get("schema", {})
         example = EXAMPLES.get(str(schema.get("$ref", "")).rpartition("/")[2], {"reason": "x"})
         odd = {name: self.value() if self.random.random() < 0.4 else value for name, value in example.items()}
+        if "messages" in odd and self.random.random() < 0.6:
+            odd["messages"] = self.random.choice(ODD_MESSAGES)
         if "team_id" in odd and self.random.random() < 0.5:
             odd["team_id"] = self.world.team.team_id
         if self.random.random() < 0.2:
