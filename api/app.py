@@ -36,6 +36,7 @@ from api.organizations import OrganizationsController
 from api.pages import PagesController
 from api.problems import HANDLERS
 from api.provider_credentials import ProviderCredentialsController
+from api.receipts import ReceiptsController
 from api.reports import ReportsController
 from api.sessions import SessionsController
 from api.statements import StatementsController
@@ -52,6 +53,7 @@ from infra.ledger import Ledger
 from infra.limits import Limits
 from infra.llm import Models
 from infra.passwords import Passwords
+from infra.receipts import Notary
 from infra.scheduler import Scheduler
 from infra.secrets import KeyRing, SecretStore
 from infra.settings import Settings
@@ -125,6 +127,7 @@ CONTROLLERS: Sequence[ControllerRouterHandler] = (
     AdminUsersController,
     AdminAuditLogController,
     AuditController,
+    ReceiptsController,
     WebhooksController,
 )
 
@@ -239,6 +242,7 @@ async def open_house(settings: Settings, dsn: str, *, works: bool = True) -> Asy
         targets=Targets(ledger, secrets),
         sender=sender,
         background=Background(),
+        notary=Notary(pool, secrets),
     )
     watch = asyncio.create_task(EmbeddedServer(settings.data_dir).supervise()) if settings.embedded else None
     await ledger.start()

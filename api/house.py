@@ -9,6 +9,7 @@ from infra.limits import Limits
 from infra.llm import Models
 from infra.passwords import Passwords
 from infra.postgres import Pool
+from infra.receipts import Notary
 from infra.secrets import KeyRing, SecretStore
 from infra.settings import Settings
 from infra.tokens import Tokens
@@ -32,3 +33,4 @@ class House:
     targets: Targets
     sender: Sender
     background: Background
+    notary: Notary

@@ -13,6 +13,7 @@ from psycopg.rows import class_row
 
 from domain.streams import CREDIT, JOB, SHORTAGE, STATEMENT, TEAM
 from infra.journal import Connection
+from projections.reading import fetch_one
 
 WINDOW = 20_000  # positions that one statement looks through for what is wanted
 MOST_LOOKED_AT = 200_000  # ... and one page, after which it answers with what it has found
@@ -227,3 +228,18 @@ async def _fetch(connection: Connection, select: str, parameters: dict[str, Any]
     async with connection.cursor(row_factory=class_row(Evidence), binary=True) as cursor:
         await cursor.execute(select.encode(), parameters)
         return await cursor.fetchall()
+
+
+_PLACE = """
+select position, team_id from transactions where transaction_id = %(transaction_id)s order by position limit 1
+"""
+
+
+class Place(msgspec.Struct, frozen=True):
+    position: int
+    team_id: str
+
+
+async def place_of_transaction(connection: Connection, transaction_id: str) -> Place | None:
+    """Where a movement of credits stands, and whose it is."""
+    return await fetch_one(connection, Place, _PLACE, {"transaction_id": transaction_id})

@@ -1,0 +1,168 @@
+"""Receipts over HTTP, verified by the file that customers get: by its functions, and as they run it."""
+
+import json
+import subprocess
+import sys
+from base64 import b64decode
+from pathlib import Path
+from typing import Any
+
+import httpx
+import psycopg
+import pytest
+
+from examples import verify_receipt as verifier
+from examples.verify_receipt import NotProven
+from tests.api.conftest import Server, TestTeam, make_alias, make_team
+from tests.api.people import code
+from tests.provider import FakeProvider
+
+ASK = {"messages": [{"role": "user", "content": "Hello"}]}
+
+
+@pytest.fixture
+def charged(server: Server, admin: httpx.Client, provider: FakeProvider) -> tuple[TestTeam, str]:
+    """A team, and the transaction of its charge."""
+    team = make_team(server, admin, markup_percentage=37)
+    job_id, alias = team.job(), make_alias(admin, provider)
+    assert team.client.post(f"/api/jobs/{job_id}/llm-call", json={**ASK, "model": alias}).status_code == 200
+    assert team.client.post(f"/api/jobs/{job_id}/complete", json={"status": "completed"}).status_code == 200
+    [charge] = team.client.get("/api/credits/transactions", params={"type": "deduction"}).json()["transactions"]
+    return team, charge["transaction_id"]
+
+
+def get(client: httpx.Client, path: str, **query: Any) -> Any:
+    answer = client.get(f"/api/audit/{path}", params=query)
+    assert answer.status_code == 200, answer.text
+    return answer.json()
+
+
+def key(client: httpx.Client) -> str:
+    return str(get(client, "key")["verifier_key"])
+
+
+def test_a_customer_proves_its_own_charge(admin: httpx.Client, charged: tuple[TestTeam, str]) -> None:
+    team, transaction_id = charged
+    receipt = get(team.client, f"receipts/{transaction_id}")
+    stated = verifier.verify_receipt(receipt, key(team.client))
+    assert (team.team_id, "CreditsCharged", 1, 99) == (
+        stated["team_id"],
+        stated["type"],
+        stated["credits"],
+        stated["remaining_credits"],
+    )
+    assert get(admin, f"receipts/{transaction_id}")["statement"] == receipt["statement"]
+
+
+def test_a_receipt_tells_a_customer_no_markup_and_an_auditor_everything(
+    admin: httpx.Client, charged: tuple[TestTeam, str]
+) -> None:
+    team, transaction_id = charged
+    told = get(team.client, f"receipts/{transaction_id}")
+    assert "event" not in told
+    assert "markup" not in json.dumps(told)
+    receipt = get(admin, f"receipts/{transaction_id}")
+    assert "markup_percentage" in receipt["event"]["state"]
+    verifier.verify_receipt(receipt, key(admin))
+
+
+def test_all_entries_of_a_team_are_proven(admin: httpx.Client, charged: tuple[TestTeam, str]) -> None:
+    team, _ = charged
+    entries = team.client.get("/api/credits/transactions", params={"include": "holds"}).json()["transactions"]
+    assert {"allocation", "hold", "deduction"} <= {entry["transaction_type"] for entry in entries}
+    for entry in entries:
+        stated = verifier.verify_receipt(get(team.client, f"receipts/{entry['transaction_id']}"), key(admin))
+        assert entry["credits_after"] == stated["remaining_credits"]
+
+
+@pytest.mark.parametrize("field", ["statement", "event_hash", "position", "proof", "checkpoint"])
+def test_a_receipt_that_somebody_changed_proves_nothing(
+    admin: httpx.Client, charged: tuple[TestTeam, str], field: str
+) -> None:
+    receipt = get(admin, f"receipts/{charged[1]}")
+    changed = {
+        "statement": receipt["statement"].replace('"credits":1', '"credits":0'),
+        "event_hash": "00" * 32,
+        "position": receipt["position"] - 1,
+        "proof": receipt["proof"][1:],
+        "checkpoint": receipt["checkpoint"].replace("\n", "\n1", 1),
+    }[field]
+    assert receipt[field] != changed
+    with pytest.raises(NotProven):
+        verifier.verify_receipt({**receipt, field: changed}, key(admin))
+
+
+def test_a_receipt_of_another_ledger_proves_nothing(admin: httpx.Client, charged: tuple[TestTeam, str]) -> None:
+    receipt = get(admin, f"receipts/{charged[1]}")
+    other = "saas-litellm/0000+00000000+" + key(admin).rpartition("+")[2]
+    with pytest.raises(NotProven):
+        verifier.verify_receipt(receipt, other)
+
+
+def test_nobody_gets_the_receipt_of_another_team(team: TestTeam, charged: tuple[TestTeam, str]) -> None:
+    assert (403, "forbidden") == code(team.client.get(f"/api/audit/receipts/{charged[1]}"))
+
+
+@pytest.mark.parametrize("transaction_id", ["nonsense", "00000000-0000-4000-8000-000000000000"])
+def test_there_is_no_receipt_of_what_never_was(admin: httpx.Client, transaction_id: str) -> None:
+    assert (404, "not_found") == code(admin.get(f"/api/audit/receipts/{transaction_id}"))
+
+
+def test_the_ledger_of_an_earlier_visit_is_how_todays_begins(
+    server: Server, admin: httpx.Client, charged: tuple[TestTeam, str]
+) -> None:
+    kept = get(admin, "checkpoint")
+    make_team(server, admin)
+    proof = get(admin, "consistency", **{"from": kept["size"]})
+    assert (kept["size"], proof["to_size"]) == verifier.verify_consistency(proof, key(admin), kept["note"])
+    assert proof["to_size"] > kept["size"]
+    again = get(admin, "consistency", **{"from": kept["size"], "to": kept["size"]})
+    assert [] == again["proof"]
+    verifier.verify_consistency(again, key(admin))
+    with pytest.raises(NotProven):
+        verifier.verify_consistency({**proof, "proof": [*proof["proof"][:-1], "00" * 32]}, key(admin), kept["note"])
+
+
+def test_a_checkpoint_is_a_signed_note(admin: httpx.Client, charged: tuple[TestTeam, str]) -> None:
+    checkpoint, known = get(admin, "checkpoint"), get(admin, "key")
+    origin, size, root, empty, signature, end = checkpoint["note"].split("\n")
+    assert (known["name"], str(checkpoint["size"]), checkpoint["root"]) == (origin, size, b64decode(root).hex())
+    assert ("", "", f"\N{EM DASH} {origin} ") == (empty, end, signature[: len(origin) + 3])
+    assert get(admin, "checkpoint", size=checkpoint["size"]) == checkpoint
+    assert get(admin, "head")["position"] >= checkpoint["size"]
+
+
+@pytest.mark.parametrize(
+    "path,status",
+    [
+        ("checkpoint?size=1000000000", 404),
+        ("consistency", 422),
+        ("consistency?from=0", 422),
+        ("consistency?from=1000000000", 422),
+        ("consistency?from=1&to=1000000000", 422),
+    ],
+)
+def test_there_is_no_proof_of_what_has_not_happened_yet(admin: httpx.Client, path: str, status: int) -> None:
+    assert status == admin.get(f"/api/audit/{path}").status_code
+
+
+def test_what_was_signed_is_never_unsaid(server: Server, admin: httpx.Client) -> None:
+    get(admin, "checkpoint")
+    with psycopg.connect(server.dsn) as owner, pytest.raises(psycopg.errors.InsufficientPrivilege):
+        owner.execute("delete from app.checkpoints")
+
+
+def test_the_file_that_customers_get_verifies_offline(
+    admin: httpx.Client, charged: tuple[TestTeam, str], tmp_path: Path
+) -> None:
+    def run(proof: Any) -> subprocess.CompletedProcess[str]:
+        (tmp_path / "proof.json").write_text(json.dumps(proof))
+        command = [sys.executable, verifier.__file__, str(tmp_path / "proof.json"), "--key", key(admin)]
+        return subprocess.run(command, capture_output=True, text=True, check=False, cwd=tmp_path)
+
+    receipt = get(charged[0].client, f"receipts/{charged[1]}")
+    proven, forged = run(receipt), run({**receipt, "statement": receipt["statement"].replace("1", "2")})
+    assert (0, True) == (proven.returncode, proven.stdout.startswith("proven: "))
+    assert (1, "") == (forged.returncode, forged.stdout)
+    first = get(admin, "checkpoint")["size"]
+    assert 0 == run(get(admin, "consistency", **{"from": first})).returncode
