@@ -27,6 +27,19 @@ CREATE SCHEMA readmodel;
 CREATE SCHEMA readmodel_shadow;
 
 --
+-- Name: refuse_to_unsay(); Type: FUNCTION; Schema: app; Owner: -
+--
+
+CREATE FUNCTION app.refuse_to_unsay() RETURNS trigger
+    LANGUAGE plpgsql
+    AS $$
+begin
+    raise exception 'what was signed stays: % on %.% is refused', tg_op, tg_table_schema, tg_table_name
+        using errcode = 'insufficient_privilege';
+end
+$$;
+
+--
 -- Name: append(text[], bigint[], integer[], text[], bytea[], uuid[], smallint[], bytea[], boolean[]); Type: FUNCTION; Schema: journal; Owner: -
 --
 
@@ -192,6 +205,19 @@ CREATE FUNCTION journal.stale(streams text[], versions bigint[]) RETURNS text[]
 END;
 
 --
+-- Name: checkpoints; Type: TABLE; Schema: app; Owner: -
+--
+
+CREATE TABLE app.checkpoints (
+    size bigint NOT NULL,
+    root bytea NOT NULL,
+    note text NOT NULL,
+    created_at timestamp with time zone DEFAULT now() NOT NULL,
+    CONSTRAINT checkpoints_root_check CHECK ((length(root) = 32)),
+    CONSTRAINT checkpoints_size_check CHECK ((size >= 1))
+);
+
+--
 -- Name: idempotency; Type: TABLE; Schema: app; Owner: -
 --
 
@@ -210,6 +236,19 @@ CREATE TABLE app.idempotency (
     created_at timestamp with time zone DEFAULT now() NOT NULL,
     CONSTRAINT idempotency_check CHECK (((state = 'claimed'::text) OR (status IS NOT NULL))),
     CONSTRAINT idempotency_state_check CHECK ((state = ANY (ARRAY['claimed'::text, 'finished'::text])))
+);
+
+--
+-- Name: merkle; Type: TABLE; Schema: app; Owner: -
+--
+
+CREATE TABLE app.merkle (
+    level smallint NOT NULL,
+    number bigint NOT NULL,
+    hash bytea NOT NULL,
+    CONSTRAINT merkle_hash_check CHECK ((length(hash) = 32)),
+    CONSTRAINT merkle_level_check CHECK (((level >= 1) AND (level <= 7))),
+    CONSTRAINT merkle_number_check CHECK ((number >= 0))
 );
 
 --
@@ -308,11 +347,25 @@ CREATE TABLE journal.snapshots (
 );
 
 --
+-- Name: checkpoints checkpoints_pkey; Type: CONSTRAINT; Schema: app; Owner: -
+--
+
+ALTER TABLE ONLY app.checkpoints
+    ADD CONSTRAINT checkpoints_pkey PRIMARY KEY (size);
+
+--
 -- Name: idempotency idempotency_pkey; Type: CONSTRAINT; Schema: app; Owner: -
 --
 
 ALTER TABLE ONLY app.idempotency
     ADD CONSTRAINT idempotency_pkey PRIMARY KEY (scope, key);
+
+--
+-- Name: merkle merkle_pkey; Type: CONSTRAINT; Schema: app; Owner: -
+--
+
+ALTER TABLE ONLY app.merkle
+    ADD CONSTRAINT merkle_pkey PRIMARY KEY (level, number);
 
 --
 -- Name: migrations migrations_pkey; Type: CONSTRAINT; Schema: app; Owner: -
@@ -406,6 +459,14 @@ CREATE UNIQUE INDEX events_one_charge_per_job ON journal.events USING btree (jou
 CREATE UNIQUE INDEX events_one_position_once ON journal.events USING btree (notification_id);
 
 --
+-- Name: checkpoints checkpoints_are_immutable; Type: TRIGGER; Schema: app; Owner: -
+--
+
+CREATE TRIGGER checkpoints_are_immutable BEFORE DELETE OR UPDATE OR TRUNCATE ON app.checkpoints FOR EACH STATEMENT EXECUTE FUNCTION app.refuse_to_unsay();
+
+ALTER TABLE app.checkpoints ENABLE ALWAYS TRIGGER checkpoints_are_immutable;
+
+--
 -- Name: events events_are_immutable; Type: TRIGGER; Schema: journal; Owner: -
 --
 
@@ -434,6 +495,7 @@ ALTER TABLE journal.head ENABLE ALWAYS TRIGGER head_moves_forward;
 --
 
 GRANT USAGE ON SCHEMA app TO saas_ledger_app;
+GRANT USAGE ON SCHEMA app TO saas_ledger_auditor;
 
 --
 -- Name: SCHEMA journal; Type: ACL; Schema: -; Owner: -
@@ -505,10 +567,24 @@ REVOKE ALL ON FUNCTION journal.stale(streams text[], versions bigint[]) FROM PUB
 GRANT ALL ON FUNCTION journal.stale(streams text[], versions bigint[]) TO saas_ledger_app;
 
 --
+-- Name: TABLE checkpoints; Type: ACL; Schema: app; Owner: -
+--
+
+GRANT SELECT,INSERT ON TABLE app.checkpoints TO saas_ledger_app;
+GRANT SELECT ON TABLE app.checkpoints TO saas_ledger_auditor;
+
+--
 -- Name: TABLE idempotency; Type: ACL; Schema: app; Owner: -
 --
 
 GRANT SELECT,INSERT,DELETE,UPDATE ON TABLE app.idempotency TO saas_ledger_app;
+
+--
+-- Name: TABLE merkle; Type: ACL; Schema: app; Owner: -
+--
+
+GRANT SELECT,INSERT ON TABLE app.merkle TO saas_ledger_app;
+GRANT SELECT ON TABLE app.merkle TO saas_ledger_auditor;
 
 --
 -- Name: TABLE secrets; Type: ACL; Schema: app; Owner: -
@@ -548,6 +624,12 @@ GRANT SELECT ON TABLE journal.readable TO saas_ledger_auditor;
 
 GRANT SELECT,INSERT,DELETE,UPDATE ON TABLE journal.snapshots TO saas_ledger_app;
 GRANT SELECT ON TABLE journal.snapshots TO saas_ledger_auditor;
+
+--
+-- Name: DEFAULT PRIVILEGES FOR TABLES; Type: DEFAULT ACL; Schema: readmodel; Owner: -
+--
+
+ALTER DEFAULT PRIVILEGES FOR ROLE saas_ledger_app IN SCHEMA readmodel GRANT SELECT ON TABLES TO saas_ledger_auditor;
 
 --
 -- PostgreSQL database dump complete
