@@ -37,6 +37,7 @@ from api.pages import PagesController
 from api.problems import HANDLERS
 from api.provider_credentials import ProviderCredentialsController
 from api.receipts import ReceiptsController
+from api.reconciliation import ReconciliationController
 from api.reports import ReportsController
 from api.sessions import SessionsController
 from api.statements import StatementsController
@@ -72,6 +73,7 @@ from projections.keys import KEYS
 from projections.organizations import ORGANIZATIONS
 from projections.projection import Projection
 from projections.provider_credentials import PROVIDER_CREDENTIALS
+from projections.provider_days import PROVIDER_DAYS
 from projections.statements import STATEMENTS
 from projections.teams import TEAMS
 from projections.transactions import TRANSACTIONS
@@ -94,6 +96,7 @@ PROJECTIONS: Sequence[Projection] = (
     USAGE,
     AUDIT_LOG,
     STATEMENTS,
+    PROVIDER_DAYS,
 )
 
 
@@ -110,6 +113,7 @@ CONTROLLERS: Sequence[ControllerRouterHandler] = (
     StatsController,
     ReportsController,
     StatementsController,
+    ReconciliationController,
     OrganizationsController,
     TeamsController,
     KeysController,
