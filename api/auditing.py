@@ -1,19 +1,23 @@
-"""`saas-litellm verify`: the chain of hashes, then the independent auditor, over any database that has a journal."""
+"""`saas-litellm verify` and `checkpoint`: what is right is said, what is wrong is named, what is so is signed."""
 
+import asyncio
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
+from pathlib import Path
 from typing import Annotated, Any
 
 import psycopg
 import typer
 
 from api.console import progress_bar, say, say_json
-from api.database import as_it_is
+from api.database import as_it_is, database
 from infra import log as logging
-from infra import readable
+from infra import postgres, readable
 from infra.embedded import DatabaseUnusable
+from infra.receipts import Checkpoint, HistoryRewritten, Notary
+from infra.secrets import KeyRing, SecretStore
 from infra.settings import Settings
 from infra.verify import Verification
 from infra.verify import verify as verify_journal
@@ -75,6 +79,43 @@ def verify(
         raise typer.Exit(1)
 
 
+def checkpoint(
+    publish: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Where to put it, for auditors and customers to find it.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Sign how the journal is now: size and Merkle root, as a note that anybody can verify with the public key."""
+    settings = command_settings()
+    with database(settings) as dsn:
+        signed, key = asyncio.run(_sign(settings, dsn))
+    if signed is None:
+        raise typer.BadParameter("the journal is empty")
+    if publish is not None:
+        # Beside it first, so that nobody finds half a note.
+        draft = publish.with_name(f".{publish.name}.draft")
+        draft.write_text(signed.note)
+        draft.replace(publish)
+    if as_json:
+        say_json({"size": signed.size, "root": signed.root.hex(), "note": signed.note, "verifier_key": key})
+    elif publish is None:
+        say(signed.note.rstrip("\n"))
+    else:
+        say(f"{publish}: {signed.size} events, root {signed.root.hex()}")
+        say(f"verifier key: {key}")
+
+
+async def _sign(settings: Settings, dsn: str) -> tuple[Checkpoint | None, str]:
+    pool = await postgres.open_pool(dsn, size=2, name="saas-litellm checkpoint", statement_timeout_ms=0)
+    try:
+        notary = Notary(pool, SecretStore(pool, KeyRing(*settings.encryption_keys)))
+        return await notary.checkpoint(), (await notary.signer()).verifier_key
+    except HistoryRewritten as problem:
+        raise DatabaseUnusable(f"nothing is signed: {problem}") from problem
+    finally:
+        await pool.close()
+
+
 def say_verified(result: Verification) -> None:
     found = result.first_break
     if found is not None:
@@ -104,6 +145,12 @@ def noted_down(text: str) -> tuple[int, str]:
     return int(position), digest
 
 
+def command_settings() -> Settings:
+    """The settings of a command: what it does is its answer, so only trouble is logged."""
+    logging.configure("error", "console")
+    return Settings.from_environment(os.environ)
+
+
 @contextmanager
 def connected(dsn: str | None) -> Iterator[psycopg.Connection[Any]]:
     """A connection that can change nothing, for one who reads everything."""
@@ -111,8 +158,7 @@ def connected(dsn: str | None) -> Iterator[psycopg.Connection[Any]]:
         with _reading(dsn) as connection:
             yield connection
         return
-    logging.configure("error", "console")
-    with as_it_is(Settings.from_environment(os.environ)) as ours, _reading(ours) as connection:
+    with as_it_is(command_settings()) as ours, _reading(ours) as connection:
         yield connection
 
 

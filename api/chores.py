@@ -57,6 +57,7 @@ def chores(house: House) -> Sequence[Chore]:
         Chore("cancel_orphans", often, partial(cancel_orphaned, house)),
         Chore("purge_receipts", seldom, partial(purge_receipts, house)),
         Chore("purge_deliveries", seldom, partial(purge_deliveries, house)),
+        Chore("sign_checkpoint", seldom, partial(sign_checkpoint, house)),
     )
 
 
@@ -139,6 +140,13 @@ async def purge_receipts(house: House, at: datetime) -> int:
 async def purge_deliveries(house: House, at: datetime) -> int:
     """Forgets what webhooks were told long ago."""
     return await _purge(house, webhooks.PURGE, at - webhooks.KEPT_FOR)
+
+
+async def sign_checkpoint(house: House, at: datetime) -> int:
+    """Signs how the journal is, if it has grown: nobody can rewrite it behind that unseen."""
+    latest = await house.notary.latest()
+    signed = await house.notary.checkpoint()
+    return int(signed != latest)
 
 
 async def _purge(house: House, statement: str, before: datetime) -> int:

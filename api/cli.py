@@ -20,7 +20,7 @@ import psycopg
 import typer
 from psycopg import AsyncConnection
 
-from api.auditing import NO_JOURNAL, verify
+from api.auditing import NO_JOURNAL, checkpoint, verify
 from api.console import event_line, facts, progress_bar, say, say_json
 from api.database import as_it_is, database
 from domain.credit import Account, CreditMovement, CreditsGranted, GrantCredits, grant_to_team, require_account
@@ -217,6 +217,7 @@ def show_movement(recorded: journal.Recorded, before: Account | None, after: Acc
 
 
 app.command()(verify)
+app.command()(checkpoint)
 
 
 @app.command()

@@ -31,7 +31,7 @@ from infra.merkle import TILE, Frontier, Range, Run
 from infra.postgres import Pool
 from infra.secrets import SecretMissing, SecretStore
 
-GROWN_AT_ONCE = 20 * TILE
+GROWN_AT_ONCE = 8 * TILE  # events; some milliseconds of work
 KEY_ID = UUID("6a1d7c52-52d5-5c5b-9d52-0f6d0a5a7e11")  # of the one signing key in app.secrets
 KEY_KIND = "checkpoint-key"
 ED25519 = b"\x01"  # the type of signature, in the words of signed notes
@@ -199,7 +199,6 @@ class Notary:
         Raises:
             HistoryRewritten: what was signed before is not how the journal begins.
         """
-        signer = await self.signer()
         async with self._pool.connection() as connection:
             latest = await _checkpoint(connection, _LATEST)
             if latest is not None and covering is not None and covering <= latest.size:
@@ -207,14 +206,21 @@ class Notary:
             size = await _number(connection, _HEAD)
             if latest is not None and latest.size == size:
                 return latest
-            if not size:
-                return None
+        if not size:
+            return None
+        signer = await self.signer()
+        async with self._pool.connection() as connection:
             await grow(connection, size)
             if latest is not None and await root(connection, latest.size) != latest.root:
                 raise HistoryRewritten(f"the first {latest.size} events are not those that were signed")
             top = await root(connection, size)
             await connection.execute(_SIGN, (size, top, signer.note(size, top)))
             return await _checkpoint(connection, _OF_SIZE, size)
+
+    async def latest(self) -> Checkpoint | None:
+        """The latest checkpoint, however old it is."""
+        async with self._pool.connection() as connection:
+            return await _checkpoint(connection, _LATEST)
 
     async def of_size(self, size: int) -> Checkpoint | None:
         """The checkpoint of just this size, if one was signed."""

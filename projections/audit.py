@@ -1,8 +1,8 @@
 """The independent auditor: folds the whole journal again and looks whether everybody kept to the rules.
 
 It is a list of small checks over a replay, and it trusts nothing that the server has derived from the journal: not the
-amounts that events carry along, not the snapshots, not the tables of the read models. What it finds it names, with the
-position at which it shows.
+amounts that events carry along, not the snapshots, the read models or the tree of receipts. What it finds it names,
+with the position at which it shows.
 
 Everything is read page by page on a connection that changes nothing, so a replica or a restored backup will do. What
 it keeps in memory are accounts, teams and the jobs that are open just then: as many as there are of these, however
@@ -13,6 +13,7 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, TypeVar
 
 import msgspec
@@ -31,6 +32,7 @@ from domain.job import CallFailed, CallFinished, CallStarted, EndedCall, Job, Jo
 from domain.pricing import Price, call_cost, credits_for
 from domain.streams import CREDIT, JOB, TEAM, Category, category_of, decode
 from domain.team import Team
+from infra.receipts import verify_receipts
 from infra.verify import verify_snapshots
 from projections.balances import BALANCES, MOVEMENTS, BalanceRecord
 from projections.calls import CALLS, CallRecord
@@ -423,6 +425,7 @@ class _Audit:
                 report.add(check.__name__, position, subject, detail)
         self._compare_jobs()
         self._look_at_snapshots()
+        self._look_at_receipts()
         report.seconds = time.perf_counter() - started
         return report
 
@@ -592,6 +595,14 @@ class _Audit:
             self._report.add(
                 "snapshots", None if position is None else position[0], stream, "is not what its events add up to"
             )
+
+    # -- receipts --------------------------------------------------------------------------------------------------
+
+    def _look_at_receipts(self) -> None:
+        self._report.checks.append("receipts")
+        progress = partial(self._progress, "receipts")
+        for position, subject, detail in verify_receipts(self._connection, progress):
+            self._report.add("receipts", position, subject, detail)
 
     def _rows(self, kind: type[R], select: str, *parameters: Any) -> list[R]:
         with self._connection.cursor(row_factory=class_row(kind)) as cursor:

@@ -5,16 +5,18 @@ import secrets
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 import psycopg
 import pytest
 from psycopg import sql
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
-from api import cli
+from api import auditing, cli
+from examples.verify_receipt import opened
 from infra import readable
 from projections.audit import Finding, Report, audit
-from tests.api.conftest import TestTeam, make_alias, make_team, running
+from tests.api.conftest import TestTeam, make_alias, make_team, running, settings_for
 from tests.conftest import _database_on
 from tests.provider import FakeProvider
 
@@ -61,6 +63,7 @@ def day(owner_dsn: str, template: str) -> Iterator[Day]:
             assert refund.status_code == 200, refund.text
             still_open = job(team, alias)
             admin.get("/api/credits/balance", params={"team_id": team.team_id})  # waits for the read models
+            assert admin.get("/api/audit/checkpoint").status_code == 200
         yield Day(dsn, team, charged, still_open)
 
 
@@ -258,6 +261,13 @@ def test_a_snapshot_that_somebody_changed_is_named_and_located(database: str, da
     assert ("snapshots", second[0], stream) == (finding.check, finding.position, finding.subject)
 
 
+def test_a_history_that_was_signed_cannot_be_rewritten_unseen(database: str) -> None:
+    position, _ = the(database, "CreditsGranted")
+    found = tampered(database, "update journal.events set hash = sha256(hash) where notification_id = %s", position)
+    assert {"receipts"} == checks(found)
+    assert {"what was signed is not what the journal says"} == {finding.detail for finding in found}
+
+
 # -- the command -------------------------------------------------------------------------------------------------------
 
 Verify = Callable[..., tuple[int, str]]
@@ -298,3 +308,30 @@ def test_the_command_can_leave_it_at_the_chain(database: str, day: Day, verify: 
     assert tampered(database, "delete from readmodel.balances where team_id = %s", day.team.team_id)
     status, said = verify("--database", database, "--quick")
     assert (0, False) == (status, "checks" in said)
+
+
+def test_a_checkpoint_is_published_and_nothing_is_signed_on_top_of_a_rewritten_history(
+    database: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    settings = settings_for(database)
+    monkeypatch.setattr(auditing, "command_settings", lambda: settings)
+
+    def publish() -> int:
+        monkeypatch.setattr(sys, "argv", ["saas-litellm", "checkpoint", "--publish", str(tmp_path / "note")])
+        with pytest.raises(SystemExit) as ended:
+            cli.main()
+        return int(ended.value.code or 0)
+
+    assert 0 == publish()
+    key = capfd.readouterr().out.rpartition("verifier key: ")[2]
+    with psycopg.connect(database) as owner:
+        [head] = owner.execute("select position from journal.head").fetchall()
+        owner.execute("update journal.events set hash = sha256(hash) where notification_id = 3")
+        owner.execute(
+            "insert into journal.events select 'team-x', 1, topic, state, %s, hash from journal.events limit 1",
+            (head[0] + 1,),
+        )
+        owner.execute("update journal.head set position = position + 1")
+    assert head[0] == opened((tmp_path / "note").read_text(), key)[0]
+    assert 2 == publish()
+    assert "nothing is signed" in capfd.readouterr().err
