@@ -84,7 +84,7 @@ def test_a_revoked_key_is_worth_nothing_at_once(
     assert shown[1]["revoked_at"] == revoked["revoked_at"]
 
 
-@pytest.mark.parametrize("key_id", ["nonsense", str(uuid4())])
+@pytest.mark.parametrize("key_id", ["nonsense", "7f6b3a52-0000-4000-8000-000000000000"])
 def test_unknown_keys_are_not_found(admin: httpx.Client, team: TestTeam, key_id: str) -> None:
     for answer in (
         admin.delete(path(team, f"/keys/{key_id}")),

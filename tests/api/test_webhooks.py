@@ -280,7 +280,7 @@ def test_another_teams_webhook_is_nobodys_business(server: Server, admin: httpx.
     assert webhook["is_active"] == ok(other.client.get(address))["is_active"]
 
 
-@pytest.mark.parametrize("name", [str(uuid4()), "not-a-uuid", "x" * 300])
+@pytest.mark.parametrize("name", ["7f6b3a52-0000-4000-8000-000000000000", "not-a-uuid", "x" * 300])
 def test_an_unknown_webhook_is_not_found(admin: httpx.Client, team: TestTeam, name: str) -> None:
     for client in (team.client, admin):
         for answer in (
