@@ -221,7 +221,8 @@ def _module_and(name: str, title: str) -> str:
 
 
 def _with_example(name: str, schema: Json) -> Json:
-    return {**schema, "example": EXAMPLES[name]} if name in EXAMPLES else schema
+    named = {**schema, "title": name}
+    return {**named, "example": EXAMPLES[name]} if name in EXAMPLES else named
 
 
 # -- operations --------------------------------------------------------------------------------------------------------

@@ -92,6 +92,7 @@ EXAMPLES: dict[str, dict[str, Any]] = {
     "ChangeUserBody": {"role": "admin"},
     "ChangePasswordBody": {"current_password": "correct horse", "new_password": "battery staple"},
     "ResetPasswordBody": {"new_password": "battery staple"},
+    "BookBody": {"lines": [{"day": "2024-10-14", "model": "gpt-4o-mini"}], "note": "Agreed by mail"},
 }
 """By the name of the body."""
 

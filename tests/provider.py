@@ -9,6 +9,7 @@ wants in the place where it calls:
     no-usage, null-usage, zero-usage, partial-usage, null-content, no-choices, list-content
     finish-<reason>               gpt-ok, ended for that reason
     tools                         one tool call, in pieces when streamed
+    agent                         a tool call first, gpt-ok when it is told what the tool said
     slow-<ms>                     gpt-ok after so long
     stream-<n>-<delay ms>         n chunks "w0 w1 ...", so far apart
     ragged                        a stream with comments, CRLF, split UTF-8, data over several lines
@@ -146,6 +147,8 @@ class FakeProvider:
         if self._keep:
             port = request.transport.get_extra_info("peername")[1] if request.transport else 0
             self.requests.append(Seen(request.path, dict(request.headers), msgspec.json.decode(raw), port))
+        if ask.model == "agent":
+            ask.model = "gpt-ok" if any(message.get("role") == "tool" for message in ask.messages) else "tools"
         try:
             return await self._act(request, ask)
         except (asyncio.CancelledError, ConnectionResetError):
