@@ -11,7 +11,7 @@ from typer.main import get_command
 
 from api import cli
 from infra.settings import Settings
-from tests.api.serving import serving
+from tests.api.serving import fresh_data_dir, serving
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -73,13 +73,13 @@ def test_commands_that_are_named_exist(page: Path):
         assert children is None or rest in children
 
 
-def test_the_first_session_of_the_readme_works_as_it_is_printed(tmp_path: Path):
+def test_the_first_session_of_the_readme_works_as_it_is_printed():
     block = re.search(r"<!-- first session -->\n```bash\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
     assert block is not None
-    with serving(tmp_path / "data", MASTER_KEY="") as served:
+    with fresh_data_dir() as data_dir, serving(data_dir, MASTER_KEY="") as served:
         session = block[1].replace("http://localhost:8003", served.url).replace("curl ", "curl -sS --fail-with-body ")
         done = subprocess.run(
-            ["bash", "-e", "-c", session], cwd=tmp_path, capture_output=True, text=True, check=False, timeout=50
+            ["bash", "-e", "-c", session], cwd=data_dir.parent, capture_output=True, text=True, check=False, timeout=50
         )
 
     assert (done.returncode, done.stderr) == (0, "")

@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -22,6 +23,14 @@ from tests.api.conftest import MASTER_KEY, Server
 
 PATIENCE_SECONDS = 30.0
 SETTINGS = {setting.encode_name for setting in msgspec.structs.fields(Settings)}
+
+
+@contextmanager
+def fresh_data_dir() -> Iterator[Path]:
+    """A DATA_DIR that is not there yet, outside of pytest's own folders: each pytest run of root closes these to
+    everybody else, also to the PostgreSQL of another run."""
+    with tempfile.TemporaryDirectory(prefix="saas-litellm-test-") as folder:
+        yield Path(folder) / "data"
 
 
 def environment(data_dir: Path, **settings: str) -> dict[str, str]:

@@ -8,7 +8,6 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 from urllib.parse import urlencode
 from uuid import uuid4
@@ -20,7 +19,7 @@ from psycopg.conninfo import conninfo_to_dict
 from api import cli
 from infra import log as logging
 from tests.api.conftest import MASTER_KEY, Server, TestTeam, make_team, running
-from tests.api.serving import SETTINGS, run
+from tests.api.serving import SETTINGS, fresh_data_dir, run
 from tests.conftest import _database_on
 
 KEYS = {
@@ -298,12 +297,14 @@ def test_a_read_model_that_does_not_exist_is_told_with_those_that_do(command: Co
     assert "balances" in done.err
 
 
-def test_commands_work_without_a_server_and_stop_the_database_they_started(tmp_path: Path):
-    first, second = (run(tmp_path / "data", "migrate") for _ in range(2))
+def test_commands_work_without_a_server_and_stop_the_database_they_started():
+    with fresh_data_dir() as data_dir:
+        first, second = (run(data_dir, "migrate") for _ in range(2))
+        still_there = (data_dir / "postgres" / "cluster" / "postmaster.pid").exists()
 
     assert first.stdout.startswith("applied 0001_journal.sql")
     assert second.stdout == "nothing to do\n"
-    assert not (tmp_path / "data" / "postgres" / "cluster" / "postmaster.pid").exists()
+    assert not still_there
 
 
 def as_url(dsn: str) -> str:

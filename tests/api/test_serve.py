@@ -14,16 +14,22 @@ import pytest
 
 from infra.embedded import EmbeddedServer
 from tests.api.conftest import TestTeam, make_alias, make_team
-from tests.api.serving import Served, run, serving, start, until
+from tests.api.serving import Served, fresh_data_dir, run, serving, start, until
 from tests.provider import FakeProvider
 
 QUESTION = [{"role": "user", "content": "Hello?"}]
 
 
+@pytest.fixture
+def data_dir() -> Iterator[Path]:
+    with fresh_data_dir() as data_dir:
+        yield data_dir
+
+
 @pytest.fixture(scope="module")
-def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+def served() -> Iterator[Served]:
     """One server for the tests that leave it as they found it."""
-    with serving(tmp_path_factory.mktemp("served") / "data") as served:
+    with fresh_data_dir() as data_dir, serving(data_dir) as served:
         yield served
 
 
@@ -49,17 +55,17 @@ def test_keys_are_made_once_and_only_their_owner_can_read_them(served: Served):
     assert stat.S_IMODE(key_file.stat().st_mode) == 0o600
 
 
-def test_a_setting_that_makes_no_sense_is_one_line_and_exit_code_2(tmp_path: Path):
-    done = run(tmp_path / "data", "serve", PORT="eighty")
+def test_a_setting_that_makes_no_sense_is_one_line_and_exit_code_2(data_dir: Path):
+    done = run(data_dir, "serve", PORT="eighty")
 
     assert done.returncode == 2
     assert done.stderr.splitlines() == ["saas-litellm: PORT: expected `int`, got `str`"]
 
 
-def test_an_address_that_is_taken_is_one_line_and_exit_code_2(tmp_path: Path):
+def test_an_address_that_is_taken_is_one_line_and_exit_code_2(data_dir: Path):
     with socket.create_server(("127.0.0.1", 0)) as other:
         port = other.getsockname()[1]
-        done = run(tmp_path / "data", "serve", PORT=str(port))
+        done = run(data_dir, "serve", PORT=str(port))
 
     assert done.returncode == 2
     assert done.stderr.splitlines() == [
@@ -67,9 +73,9 @@ def test_an_address_that_is_taken_is_one_line_and_exit_code_2(tmp_path: Path):
     ]
 
 
-def test_a_database_that_does_not_answer_is_one_line_and_exit_code_2(tmp_path: Path):
+def test_a_database_that_does_not_answer_is_one_line_and_exit_code_2(data_dir: Path):
     keys = {"ENCRYPTION_KEY": "a-key-of-the-test-suite", "JWT_SECRET_KEY": "another-key-of-the-test-suite"}
-    done = run(tmp_path / "data", "serve", DATABASE_URL="postgresql://nobody@127.0.0.1:1/nothing", **keys)
+    done = run(data_dir, "serve", DATABASE_URL="postgresql://nobody@127.0.0.1:1/nothing", **keys)
 
     assert done.returncode == 2
     (line,) = done.stderr.splitlines()
@@ -104,8 +110,8 @@ def test_a_client_that_hangs_up_in_mid_stream_is_settled_for_what_it_got(
     provider.until(lambda provider: provider.disconnects["hang-after-3"] > 0)
 
 
-def test_sigterm_settles_the_call_in_flight_and_ends_with_0(tmp_path: Path, provider: FakeProvider):
-    with serving(tmp_path / "data") as served, served.client() as admin, ThreadPoolExecutor() as threads:
+def test_sigterm_settles_the_call_in_flight_and_ends_with_0(data_dir: Path, provider: FakeProvider):
+    with serving(data_dir) as served, served.client() as admin, ThreadPoolExecutor() as threads:
         team = make_team(served, admin)
         alias = make_alias(admin, provider, "slow-1500")
         job_id = team.job()
@@ -116,13 +122,13 @@ def test_sigterm_settles_the_call_in_flight_and_ends_with_0(tmp_path: Path, prov
         assert served.stop() == 0
         assert answer.result().status_code == 200
 
-    with serving(tmp_path / "data") as served:
+    with serving(data_dir) as served:
         (settled,) = again(served, team).get(f"/api/jobs/{job_id}").json()["calls"]
     assert settled["status"] == "completed"
 
 
-def test_what_was_acknowledged_survives_a_sigkill_of_everything(tmp_path: Path, provider: FakeProvider):
-    with serving(tmp_path / "data") as served, served.client() as admin:
+def test_what_was_acknowledged_survives_a_sigkill_of_everything(data_dir: Path, provider: FakeProvider):
+    with serving(data_dir) as served, served.client() as admin:
         team = make_team(served, admin, credits=10)
         alias = make_alias(admin, provider)
         job_id = team.job()
@@ -130,7 +136,7 @@ def test_what_was_acknowledged_survives_a_sigkill_of_everything(tmp_path: Path, 
         ended = team.client.post(f"/api/jobs/{job_id}/complete", json={"status": "completed"}).json()
         served.kill_everything()
 
-    with serving(tmp_path / "data") as served:
+    with serving(data_dir) as served:
         client = again(served, team)
         assert client.get(f"/api/credits/balance?team_id={team.team_id}").json()["credits_remaining"] == 9
         assert client.post(f"/api/jobs/{job_id}/complete", json={"status": "completed"}).json() == ended
@@ -150,10 +156,10 @@ def test_the_embedded_postgresql_comes_back_while_the_server_runs(served: Served
     assert team.job()
 
 
-def test_background_work_can_be_left_to_another_process(tmp_path: Path):
-    worker = start(tmp_path / "data", "work")
+def test_background_work_can_be_left_to_another_process(data_dir: Path):
+    worker = start(data_dir, "work")
     try:
-        with serving(tmp_path / "data", "--api-only") as served, served.client() as admin:
+        with serving(data_dir, "--api-only") as served, served.client() as admin:
             team = make_team(served, admin, credits=10)
             balance = f"/api/credits/balance?team_id={team.team_id}"
             # The figure is the worker's: the server itself projects nothing.
