@@ -120,7 +120,8 @@ def demo(
     except DidNotStart as problem:
         give_up(f"the server for the demo did not start: {problem}")
     except httpx.HTTPError as problem:
-        give_up(f"the server does not answer as it should: {str(problem).partition(chr(10))[0]}")
+        reason, *_ = str(problem).splitlines()
+        give_up(f"the server does not answer as it should: {reason}")
     raise typer.Exit(0 if went_well else 1)
 
 
