@@ -10,7 +10,7 @@ from uuid import uuid4
 
 from domain.credit import AccountOpened, CreditsAdjusted, CreditsCharged, CreditsGranted, CreditsHeld, CreditsRefunded
 from domain.event import Event
-from domain.job import CallFinished, CallStarted, JobCompleted, JobCreated
+from domain.job import CallFinished, CallStarted, JobCompleted, JobCreated, JobFailed
 from domain.organization import OrganizationCreated
 from domain.streams import CREDIT, JOB, ORGANIZATION, TEAM
 from domain.team import Budget, TeamCreated
@@ -88,6 +88,24 @@ class PastTeam:
         )
         self._say(JOB.stream(job_id), end)
         return job_id
+
+    def failed_job(self, at: datetime, calls: int = 1) -> None:
+        """A job that nobody is charged for."""
+        job_id, whose = str(uuid4()), self.whose
+        self._say(JOB.stream(job_id), JobCreated(at=at, job_id=job_id, **whose, job_type="analysis", metadata={}))
+        for _ in range(calls):
+            self._call(at, job_id)
+        end = JobFailed(
+            at=at + timedelta(seconds=5),
+            job_id=job_id,
+            **whose,
+            credit_applied=False,
+            credits_charged=0,
+            credits_remaining=self.remaining,
+            total_calls=calls,
+            duration_seconds=5,
+        )
+        self._say(JOB.stream(job_id), end)
 
     def _call(self, at: datetime, job_id: str, model: str = "chat-fast", resolved_model: str = "gpt-4o") -> None:
         about = {"job_id": job_id, **self.whose, "call_id": str(uuid4())}
