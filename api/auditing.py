@@ -24,6 +24,7 @@ from infra.verify import verify as verify_journal
 from projections.audit import Report, audit
 
 NO_JOURNAL = "there is no journal in this database yet; `saas-litellm migrate` makes one"
+PUBLISH_SECONDS = 30.0
 SHOWN = 50  # findings; --json has more
 
 AsJson = Annotated[bool, typer.Option("--json", help="Answer in JSON, one object a line.")]
@@ -81,7 +82,10 @@ def verify(
 
 def checkpoint(
     publish: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Where to put it, for auditors and customers to find it.")
+        str | None,
+        typer.Option(
+            metavar="FILE", help="Where to put it, for auditors and customers to find; or a URL to PUT it to."
+        ),
     ] = None,
     as_json: AsJson = False,
 ) -> None:
@@ -91,11 +95,10 @@ def checkpoint(
         signed, key = asyncio.run(_sign(settings, dsn))
     if signed is None:
         raise typer.BadParameter("the journal is empty")
-    if publish is not None:
-        # Beside it first, so that nobody finds half a note.
-        draft = publish.with_name(f".{publish.name}.draft")
-        draft.write_text(signed.note)
-        draft.replace(publish)
+    if publish is not None and publish.startswith(("https://", "http://")):
+        asyncio.run(_put(publish, signed.note))
+    elif publish is not None:
+        _write(Path(publish), signed.note)
     if as_json:
         say_json({"size": signed.size, "root": signed.root.hex(), "note": signed.note, "verifier_key": key})
     elif publish is None:
@@ -114,6 +117,28 @@ async def _sign(settings: Settings, dsn: str) -> tuple[Checkpoint | None, str]:
         raise DatabaseUnusable(f"nothing is signed: {problem}") from problem
     finally:
         await pool.close()
+
+
+def _write(file: Path, note: str) -> None:
+    """Beside it first, so that nobody finds half a note."""
+    draft = file.with_name(f".{file.name}.draft")
+    try:
+        draft.write_text(note)
+        draft.replace(file)
+    except OSError as problem:
+        raise typer.BadParameter(f"{file}: {problem.strerror}", param_hint="--publish") from problem
+
+
+async def _put(url: str, note: str) -> None:
+    import aiohttp  # the other commands do without
+
+    patience = aiohttp.ClientTimeout(PUBLISH_SECONDS)
+    text = {"data": note.encode(), "headers": {"Content-Type": "text/plain"}}
+    try:
+        async with aiohttp.ClientSession(timeout=patience) as session, session.put(url, **text) as answer:
+            answer.raise_for_status()
+    except (aiohttp.ClientError, TimeoutError) as problem:
+        raise typer.BadParameter(f"{url}: {problem!r}", param_hint="--publish") from problem
 
 
 def say_verified(result: Verification) -> None:

@@ -28,7 +28,20 @@ from domain.credit import (
     HoldReleased,
 )
 from domain.event import Event, State
-from domain.job import CallFailed, CallFinished, CallStarted, EndedCall, Job, JobCreated, JobEnd, RunningCall
+from domain.job import (
+    CallFailed,
+    CallFinished,
+    CallStarted,
+    EndedCall,
+    Job,
+    JobCancelled,
+    JobCompleted,
+    JobCreated,
+    JobEnd,
+    JobExpired,
+    JobFailed,
+    RunningCall,
+)
 from domain.pricing import Price, call_cost, credits_for
 from domain.streams import CREDIT, JOB, TEAM, Category, category_of, decode
 from domain.team import Team
@@ -109,11 +122,11 @@ class Books:
     teams: dict[str, Team] = field(default_factory=dict)
     jobs: dict[str, Job] = field(default_factory=dict)
     holds: dict[str, Hold] = field(default_factory=dict)
-    due: dict[str, tuple[int, int]] = field(default_factory=dict)  # credits of an ended job, and where it ended
+    due: dict[str, tuple[int, int]] = field(default_factory=dict)  # credits that a job ended at, and where it did
+    charged: dict[str, tuple[int, int]] = field(default_factory=dict)  # ... or was charged at, before it ended
 
     def states_of(self, category: Category) -> dict[str, Any]:
-        states: dict[str, dict[str, Any]] = {CREDIT.name: self.accounts, TEAM.name: self.teams, JOB.name: self.jobs}
-        return states[category.name]
+        return self.jobs if category is JOB else self.accounts if category is CREDIT else self.teams
 
     def overdraft_of(self, team_id: str) -> int | None:
         team = self.teams.get(team_id)
@@ -150,10 +163,11 @@ def _turn(step: Step, thing_id: str, category: Category) -> None:
             _hold(step, job_id, -credits)
         case CreditsCharged(job_id=job_id, credits_from_hold=credits):
             _hold(step, job_id, -credits)
-            books.due.pop(job_id, None)
+            if books.due.pop(job_id, None) is None and job_id in books.jobs:
+                books.charged[job_id] = (event.credits, step.position)
             _forget(books, job_id)
         case JobEnd(job_id=job_id):
-            if event.credit_applied:
+            if books.charged.pop(job_id, None) is None and event.credit_applied:
                 books.due[job_id] = (event.credits_charged, step.position)
             _forget(books, job_id)
         case CallFinished(job_id=job_id) | CallFailed(job_id=job_id):
@@ -200,12 +214,22 @@ def a_charge_without_a_call_is_covered(step: Step) -> Say:
         yield f"{step.event.credits} credits are charged although {-available} of them are not there"
 
 
-def a_job_is_charged_once_and_as_its_end_says(step: Step) -> Say:
-    event = step.event
-    if event.job_id not in step.books.due:
-        yield f"job {event.job_id} is charged again, or without having ended"
-    elif (due := step.books.due[event.job_id][0]) != event.credits:
-        yield f"job {event.job_id} ended at {due} credits and is charged {event.credits}"
+def a_job_is_charged_once(step: Step) -> Say:
+    books, job_id = step.books, step.event.job_id
+    if job_id not in books.due and (job_id not in books.jobs or job_id in books.charged):
+        yield f"job {job_id} is charged again, or does not exist"
+
+
+def a_job_is_charged_as_its_end_says(step: Step) -> Say:
+    """End and charge are written together; which of them stands first does not matter."""
+    event, books = step.event, step.books
+    if isinstance(event, CreditsCharged):
+        charged, ended = event.credits, books.due.get(event.job_id, (event.credits, 0))[0]
+    else:
+        ended = event.credits_charged if event.credit_applied else 0
+        charged = books.charged.get(event.job_id, (ended, 0))[0]
+    if charged != ended:
+        yield f"job {event.job_id} ends at {ended} credits and is charged {charged}"
 
 
 def a_charge_is_what_the_calls_cost(step: Step) -> Say:
@@ -257,7 +281,8 @@ CHECKS: Mapping[Check, tuple[type[Event], ...]] = {
     recorded_credits_are_those_of_the_replay: MOVEMENTS,
     a_hold_stays_within_the_overdraft: (CreditsHeld,),
     a_charge_without_a_call_is_covered: (CreditsCharged,),
-    a_job_is_charged_once_and_as_its_end_says: (CreditsCharged,),
+    a_job_is_charged_once: (CreditsCharged,),
+    a_job_is_charged_as_its_end_says: (CreditsCharged, JobCompleted, JobFailed, JobCancelled, JobExpired),
     a_charge_is_what_the_calls_cost: (CreditsCharged,),
     no_more_is_taken_from_a_hold_than_is_in_it: (CreditsCharged, HoldReleased),
     a_call_starts_in_an_open_job: (CallStarted,),
@@ -299,6 +324,11 @@ def holds_add_up_to_what_accounts_hold(books: Books) -> Located:
             yield None, CREDIT.stream(team_id), f"holds {account.held} credits, for its open jobs {held[team_id]}"
 
 
+def every_charge_is_that_of_an_ended_job(books: Books) -> Located:
+    for job_id, (credits, position) in books.charged.items():
+        yield position, JOB.stream(job_id), f"was charged {credits} credits and has not ended"
+
+
 def every_job_that_is_due_is_charged(books: Books) -> Located:
     for job_id, (credits, position) in books.due.items():
         yield position, JOB.stream(job_id), f"ended at {credits} credits and was never charged"
@@ -308,6 +338,7 @@ CHECKS_AT_THE_END: tuple[Callable[[Books], Located], ...] = (
     holds_are_those_of_open_jobs,
     what_a_job_holds_is_held_by_its_account,
     holds_add_up_to_what_accounts_hold,
+    every_charge_is_that_of_an_ended_job,
     every_job_that_is_due_is_charged,
 )
 

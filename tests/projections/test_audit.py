@@ -2,6 +2,7 @@
 
 import json
 import secrets
+import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -15,6 +16,8 @@ from psycopg.conninfo import conninfo_to_dict, make_conninfo
 from api import auditing, cli
 from examples.verify_receipt import opened
 from infra import readable
+from infra.embedded import programs
+from infra.verify import verify as chain
 from projections.audit import Finding, Report, audit
 from tests.api.conftest import TestTeam, make_alias, make_team, running, settings_for
 from tests.conftest import _database_on
@@ -119,7 +122,7 @@ where notification_id = (select max(notification_id) from journal.events where t
 """
 ADDS_UP, FROM_HOLD = "recorded_credits_are_those_of_the_replay", "no_more_is_taken_from_a_hold_than_is_in_it"
 COSTS, PRICED = "a_charge_is_what_the_calls_cost", "a_call_costs_its_tokens_times_its_price"
-ONCE = "a_job_is_charged_once_and_as_its_end_says"
+AS_ENDED = "a_job_is_charged_as_its_end_says"
 
 
 # -- nothing wrong -----------------------------------------------------------------------------------------------------
@@ -159,7 +162,7 @@ def test_a_journal_without_read_models_is_audited_all_the_same(database: str) ->
     [
         ("CreditsGranted", '"credits":1000', '"credits":9000', ADDS_UP),
         ("CreditsCharged", '"remaining_credits":\\d+', '"remaining_credits":999', ADDS_UP),
-        ("CreditsCharged", '"credits":\\d+', '"credits":1', ONCE),
+        ("CreditsCharged", '"credits":\\d+', '"credits":1', AS_ENDED),
         ("CreditsCharged", '"credits":\\d+', '"credits":1', COSTS),
         ("CreditsCharged", '"tokens":\\d+', '"tokens":1', COSTS),
         ("CreditsHeld", '"credits":\\d+', '"credits":99999', "a_hold_stays_within_the_overdraft"),
@@ -182,6 +185,7 @@ def test_an_event_that_somebody_changed_is_named_and_located(
     "topic,check",
     [
         ("CreditsCharged", "every_job_that_is_due_is_charged"),
+        ("JobCompleted", "every_charge_is_that_of_an_ended_job"),
         ("HoldReleased", "holds_are_those_of_open_jobs"),
         ("CreditsHeld", "what_a_job_holds_is_held_by_its_account"),
         ("CallStarted", "a_call_ends_once"),
@@ -204,7 +208,7 @@ def test_a_second_charge_of_a_job_is_found(database: str, day: Day) -> None:
     with psycopg.connect(database) as owner:
         owner.execute("update journal.head set position = position + 1")
     found = tampered(database, again, day.charged.encode())
-    assert ONCE in checks(found)
+    assert "a_job_is_charged_once" in checks(found)
 
 
 def test_a_journal_that_was_cut_off_stands_behind_its_read_models(database: str) -> None:
@@ -268,6 +272,21 @@ def test_a_history_that_was_signed_cannot_be_rewritten_unseen(database: str) -> 
     assert {"what was signed is not what the journal says"} == {finding.detail for finding in found}
 
 
+# -- backups -----------------------------------------------------------------------------------------------------------
+
+
+def test_a_database_that_was_dumped_and_restored_is_whole(database: str, empty_database: str, tmp_path: Path) -> None:
+    for command in (
+        ["pg_dump", "-Fc", "-f", "dump", database],
+        ["pg_restore", "-x", "-O", "-d", empty_database, "dump"],
+    ):
+        subprocess.run([programs() / command[0], *command[1:]], check=True, cwd=tmp_path)
+    before, after = audited(database), audited(empty_database)
+    assert ([], before.events) == (after.findings, after.events)
+    with readable.connect_blocking(database) as old, readable.connect_blocking(empty_database) as new:
+        assert chain(old).hash == chain(new, noted={before.position: chain(old).hash}).hash
+
+
 # -- the command -------------------------------------------------------------------------------------------------------
 
 Verify = Callable[..., tuple[int, str]]
@@ -316,12 +335,16 @@ def test_a_checkpoint_is_published_and_nothing_is_signed_on_top_of_a_rewritten_h
     settings = settings_for(database)
     monkeypatch.setattr(auditing, "command_settings", lambda: settings)
 
-    def publish() -> int:
-        monkeypatch.setattr(sys, "argv", ["saas-litellm", "checkpoint", "--publish", str(tmp_path / "note")])
+    def publish(place: str = str(tmp_path / "note")) -> int:
+        monkeypatch.setattr(sys, "argv", ["saas-litellm", "checkpoint", "--publish", place])
         with pytest.raises(SystemExit) as ended:
             cli.main()
         return int(ended.value.code or 0)
 
+    assert 2 == publish("/nowhere/note")
+    assert 2 == publish("http://127.0.0.1:9/note")
+    assert 0 == publish()
+    capfd.readouterr()
     assert 0 == publish()
     key = capfd.readouterr().out.rpartition("verifier key: ")[2]
     with psycopg.connect(database) as owner:
