@@ -4,6 +4,7 @@ The details of all 403 answers are constant and speak of credits only when credi
 for that word. Whatever a caller chose (names, ids) goes into facts, never into the sentence.
 """
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from http import HTTPStatus
@@ -82,6 +83,9 @@ PROBLEMS: dict[str, Problem] = {
 }
 
 RETRY_AFTER_SECONDS = {409: 1, 429: 30, 503: 2}
+
+
+_MISSING = re.compile(r"^Missing required (?P<where>\w+) parameter '(?P<name>[^']+)'")
 
 
 class Trouble(Exception):
@@ -163,6 +167,9 @@ def _claim_lost(_: Request[Any, Any, Any], __: ClaimLost) -> Response[Any]:
 
 def _parameters(_: Request[Any, Any, Any], error: ValidationException) -> Response[Any]:
     """Litestar's own finding about a query or path parameter, in the contract's shape."""
+    if missing := _MISSING.match(error.detail):
+        where = ParamType(missing["where"]).value
+        return invalid([{"loc": [where, missing["name"]], "msg": "field required", "type": "value_error.missing"}])
     found = [item for item in error.extra if isinstance(item, dict)] if isinstance(error.extra, list) else []
     items = [
         {"loc": ["body"], "msg": "field required", "type": "value_error.missing"}  # there was none at all

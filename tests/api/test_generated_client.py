@@ -49,7 +49,6 @@ def client_of(server: Server, team: TestTeam) -> Any:
 
 
 @pytest.mark.usefixtures("generated")
-@pytest.mark.proves("issue 3 item 10", "mistake 38")
 def test_a_generated_client_opens_asks_completes_and_looks(
     server: Server, admin: httpx.Client, provider: FakeProvider, team: TestTeam
 ) -> None:
@@ -76,7 +75,6 @@ def test_a_generated_client_opens_asks_completes_and_looks(
 
 
 @pytest.mark.usefixtures("generated")
-@pytest.mark.proves("issue 3 item 10")
 def test_a_generated_client_understands_refusals(server: Server, team: TestTeam) -> None:
     models = part("models")
     with client_of(server, team) as client:

@@ -31,7 +31,6 @@ def test_what_the_pages_are_made_of_is_all_there_is_among_their_assets(admin: ht
 
 
 @needs_chromium
-@pytest.mark.proves("issue 3 item 9")
 @pytest.mark.parametrize("path", ["/docs", "/redoc"])
 def test_a_page_shows_every_operation_and_asks_nobody_else(server: Server, tmp_path: Path, path: str) -> None:
     page = visit(server.url + path, tmp_path)

@@ -1,5 +1,6 @@
 """One of everything: a house with all kinds of callers, and something behind every id that a path can name."""
 
+from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -34,7 +35,7 @@ class World:
 
     def path(self, template: str, **ids: str) -> str:
         """A path with what it names filled in; every `user_id` is an administrator."""
-        return template.format(**{**self.ids, **ids})
+        return template.format_map(defaultdict(lambda: "unknown", {**self.ids, **ids}))
 
     def head(self) -> int:
         """The position of the last event in the journal."""
@@ -103,6 +104,7 @@ def make_world(server: Server) -> World:
         "group_name": group,
         "provider": "openai",
         "section": "1,100",
+        "period": "2024-10",
     }
     callers = {
         "master": MASTER_KEY,
