@@ -235,6 +235,10 @@ class AuditController(Controller):
     ) -> Response[VerificationAnswer]:
         """Compute the hash chain again and say the first break; a million events at most, then go on at `next_from`."""
         head = await _head_position(house)
+        if first > head + 1:
+            raise Invalid(["query", "from"], "the journal has not so many events", "value_error.range")
+        if last is not None and last < first:
+            raise Invalid(["query", "to"], "expected at least `from`", "value_error.range")
         until = min(head if last is None else last, first + VERIFIED_AT_ONCE - 1)
         async with _verifying:
             found = await asyncio.to_thread(_verified, str(house.pool.conninfo), first, until, _noted(noted))

@@ -133,9 +133,12 @@ async def _put(url: str, note: str) -> None:
     import aiohttp  # the other commands do without
 
     patience = aiohttp.ClientTimeout(PUBLISH_SECONDS)
-    text = {"data": note.encode(), "headers": {"Content-Type": "text/plain"}}
+    headers = {"Content-Type": "text/plain"}
     try:
-        async with aiohttp.ClientSession(timeout=patience) as session, session.put(url, **text) as answer:
+        async with (
+            aiohttp.ClientSession(timeout=patience, headers=headers) as session,
+            session.put(url, data=note.encode()) as answer,
+        ):
             answer.raise_for_status()
     except (aiohttp.ClientError, TimeoutError) as problem:
         raise typer.BadParameter(f"{url}: {problem!r}", param_hint="--publish") from problem

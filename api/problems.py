@@ -165,7 +165,7 @@ def _claim_lost(_: Request[Any, Any, Any], __: ClaimLost) -> Response[Any]:
     return problem("idempotency_in_flight")
 
 
-def _parameters(_: Request[Any, Any, Any], error: ValidationException) -> Response[Any]:
+def _parameters(request: Request[Any, Any, Any], error: ValidationException) -> Response[Any]:
     """Litestar's own finding about a query or path parameter, in the contract's shape."""
     if missing := _MISSING.match(error.detail):
         where = ParamType(missing["where"]).value
@@ -175,13 +175,20 @@ def _parameters(_: Request[Any, Any, Any], error: ValidationException) -> Respon
         {"loc": ["body"], "msg": "field required", "type": "value_error.missing"}  # there was none at all
         if item.get("source") == "body"
         else {
-            "loc": [ParamType(item.get("source", "query")).value, str(item.get("key", ""))],
+            "loc": [ParamType(item.get("source", "query")).value, _asked_as(request, str(item.get("key", "")))],
             "msg": str(item.get("message", "invalid")),
             "type": kind_of(str(item.get("message", ""))),
         }
         for item in found
     ]
     return invalid(items or [{"loc": ["query"], "msg": "invalid value", "type": "value_error.format"}])
+
+
+def _asked_as(request: Request[Any, Any, Any], argument: str) -> str:
+    """What clients call a parameter whose argument has another name, such as `from`."""
+    field = request.route_handler.parsed_fn_signature.parameters.get(argument)
+    name = None if field is None else getattr(field.kwarg_definition, "name", None)
+    return name or argument
 
 
 def _http(_: Request[Any, Any, Any], error: HTTPException) -> Response[Any]:

@@ -168,6 +168,17 @@ def test_the_chain_is_verified_from_any_position_and_against_what_was_noted(admi
     assert (False, 3, "noted") == (lied["ok"], lied["first_break"]["position"], lied["first_break"]["kind"])
 
 
+@pytest.mark.parametrize(
+    "query,place",
+    [({"from": 10**9}, "from"), ({"from": 5, "to": 4}, "to"), ({"noted": "nonsense"}, "noted"), ({"from": 0}, "from")],
+)
+def test_what_cannot_be_verified_is_refused(
+    admin: httpx.Client, story: Story, query: dict[str, Any], place: str
+) -> None:
+    answer = admin.get("/api/audit/verify", params=query)
+    assert (422, ["query", place]) == (answer.status_code, answer.json()["detail"][0]["loc"])
+
+
 # -- replay ------------------------------------------------------------------------------------------------------------
 
 
