@@ -70,7 +70,7 @@ def call_cost(prompt_tokens: int, completion_tokens: int, price: Price, markup_p
     output_cost = _tokens_cost(completion_tokens, price.output_usd_per_million)
     provider = add(input_cost, output_cost)
     factor = _EXACT.divide(_EXACT.add(_HUNDRED, markup_percentage), _HUNDRED)
-    client = _EXACT.quantize(_EXACT.multiply(provider, factor), _EIGHT)
+    client = _rounded(_EXACT.multiply(provider, factor))
     return CallCost(input_cost, output_cost, provider, client)
 
 
@@ -87,5 +87,9 @@ def credits_for(terms: Terms, client_cost_usd: Decimal, tokens: int) -> int:
 
 
 def _tokens_cost(tokens: int, price_usd_per_million: Decimal) -> Decimal:
-    cost = _EXACT.divide(_EXACT.multiply(Decimal(tokens), price_usd_per_million), _MILLION)
-    return _EXACT.quantize(cost, _EIGHT)
+    return _rounded(_EXACT.divide(_EXACT.multiply(Decimal(tokens), price_usd_per_million), _MILLION))
+
+
+def _rounded(amount: Decimal) -> Decimal:
+    """An amount of one call. Nothing is written 0 in the journal, not 0E-8."""
+    return _EXACT.quantize(amount, _EIGHT) or ZERO
