@@ -13,7 +13,9 @@ from eventsourcing.application import NotificationLog, ProcessingEvent, Section
 from eventsourcing.persistence import Notification
 from eventsourcing.system import ProcessApplication
 
+from api import audit
 from domain.credit import CreditsCharged
+from projections import evidence
 from tests.api.conftest import Server, TestTeam, make_alias, make_team
 from tests.api.people import Person, add, code, set_up
 from tests.provider import FakeProvider
@@ -148,6 +150,24 @@ def test_events_of_one_type_of_one_team(admin: httpx.Client, story: Story) -> No
 def test_a_query_that_makes_no_sense_is_refused(admin: httpx.Client, query: dict[str, Any], place: str) -> None:
     answer = admin.get("/api/audit/events", params=query)
     assert (422, ["query", place]) == (answer.status_code, answer.json()["detail"][0]["loc"])
+
+
+def test_long_answers_are_put_together_from_pages(
+    admin: httpx.Client, story: Story, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    team_id = story.team.team_id
+    questions: list[tuple[str, dict[str, Any]]] = [
+        ("events", {"limit": get(admin, "head")["position"]}),
+        ("events", {"team_id": team_id}),
+        ("events", {"stream": f"credit-{team_id}"}),
+        ("events", {"type": "CreditsHeld"}),
+        (f"teams/{team_id}/replay", {}),
+    ]
+    whole = [lines(admin, path, **query) for path, query in questions]
+    monkeypatch.setattr(audit, "PAGE", 3)
+    monkeypatch.setattr(evidence, "WINDOW", 5)
+    monkeypatch.setattr(evidence, "MOST_LOOKED_AT", 11)
+    assert whole == [lines(admin, path, **query) for path, query in questions]
 
 
 # -- verify ------------------------------------------------------------------------------------------------------------

@@ -4,7 +4,9 @@ import json
 import secrets
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -152,6 +154,32 @@ def test_a_journal_without_read_models_is_audited_all_the_same(database: str) ->
         owner.execute("drop schema readmodel cascade")
     report = audited(database)
     assert ([], False) == (report.findings, "balances" in report.checks)
+
+
+def test_an_audit_of_a_busy_house_finds_nothing_either(owner_dsn: str, template: str) -> None:
+    name = f"busy_{secrets.token_hex(4)}"
+    with FakeProvider() as provider, _database_on(owner_dsn, name, template) as dsn, running(dsn) as server:
+        admin, done = server.client(), threading.Event()
+        alias = make_alias(admin, provider)
+        teams = [make_team(server, admin, credits=100_000) for _ in range(3)]
+
+        def work(team: TestTeam) -> int:
+            jobs = 0
+            while not done.is_set():
+                job_id, jobs = team.job(), jobs + 1
+                team.client.post(f"/api/jobs/{job_id}/llm-call", json={**ASK, "model": alias})
+                team.client.post(f"/api/jobs/{job_id}/complete", json={"status": "completed"})
+            return jobs
+
+        with ThreadPoolExecutor() as workers:
+            working = [workers.submit(work, team) for team in teams]
+            try:
+                reports = [audited(dsn) for _ in range(12)]
+            finally:
+                done.set()
+        assert [[]] * 12 == [report.findings for report in reports]
+        assert reports[0].events < reports[-1].events
+        assert all(each.result() for each in working)
 
 
 # -- the journal -------------------------------------------------------------------------------------------------------
