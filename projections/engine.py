@@ -167,7 +167,6 @@ class Engine:
         self._news = asyncio.Event()
         self._bell = Bell(connect)
         self._task: asyncio.Task[None] | None = None
-        self._suspect = 0  # the position up to which something may be wrong
         self.health = Health()
 
     def wake(self, position: int = 0) -> None:
@@ -211,7 +210,7 @@ class Engine:
     def _stopped(self, problem: Exception) -> None:
         self.health.stopped_by = f"{type(problem).__name__}: {problem}"
         metrics.projections_stopped(True)
-        log.error("projections.stopped", reason=self.health.stopped_by, exc_info=problem)
+        log.error("projections.stopped", reason=self.health.stopped_by)
 
     def _goes_on(self) -> None:
         if self.health.stopped_by is not None:
@@ -227,6 +226,7 @@ class Engine:
             await asyncio.sleep(ELECTION_SECONDS)
         behind = await set_up(connection, self._projections)
         beside = [asyncio.create_task(self._listen(), name="ears")]
+        self.health.building = tuple(projection.name for projection in behind)
         if behind:
             beside.append(asyncio.create_task(self._build(behind), name="rebuild"))
         try:
@@ -241,6 +241,7 @@ class Engine:
             try:
                 async with await self._connect() as connection:
                     await connection.execute(SQL("listen {}").format(Identifier(CHANNEL)))
+                    self._news.set()  # whatever was rung before
                     async for _ in connection.notifies():
                         self._news.set()
             except AWAY as problem:
@@ -249,8 +250,7 @@ class Engine:
 
     async def _build(self, behind: Sequence[Projection]) -> None:
         """Builds what is new or changed, while the others go on and the old tables answer what they have."""
-        names = tuple(projection.name for projection in behind)
-        self.health.building = names
+        names = self.health.building
         log.info("rebuild.begins", projections=names)
         while self.health.building:
             try:
@@ -273,17 +273,15 @@ class Engine:
         log.info("projections.leading", position=position)
         while True:
             self._news.clear()
-            # After an accident event by event, so that everything before the one that stops us is shown.
-            limit = 1 if position < self._suspect else BATCH_EVENTS
-            events = await self._read(connection, position, limit)
+            events = await self._read(connection, position, BATCH_EVENTS)
             if events:
                 self.health.behind_since = self.health.behind_since or time.monotonic()
                 position = events[-1].position
                 self._progress.moved(position)
                 self._projected(position)
-            if position >= self._suspect and not self.health.building:
+            if not self.health.building:
                 self._goes_on()
-            if len(events) < limit:
+            if not events:
                 self.health.behind_since = None
                 metrics.projected(lag_events=0, lag_seconds=0.0)
                 with contextlib.suppress(TimeoutError):
@@ -293,15 +291,17 @@ class Engine:
                 metrics.projected(lag_events=lag, lag_seconds=self.health.lag_seconds)
 
     async def _read(self, connection: Connection, position: int, limit: int) -> Sequence[Recorded]:
-        """Reads the next events and projects them."""
+        """Reads and projects the next events; fewer if need be, so that all before the one that stops us are shown."""
         try:
             events = await journal.read(connection, position, limit)
             if events:
                 await project(connection, self._projections, Batch(events))
-        except Exception:
-            if not connection.closed:
-                self._suspect = max(self._suspect, position + limit)
+        except OutOfStep:
             raise
+        except Exception:
+            if connection.closed or limit == 1:
+                raise
+            return await self._read(connection, position, max(1, limit // 10))
         return events
 
 

@@ -1,0 +1,597 @@
+"""The engine: every event once, all read models at one position, whoever leads and whatever breaks.
+
+The journal is of a made-up business (bench/generate.py); what read models must say is folded from it by the domain.
+"""
+
+import asyncio
+import random
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import replace
+from functools import partial
+from typing import Any
+from uuid import uuid4
+
+import httpx
+import psycopg
+import pytest
+
+from api.app import PROJECTIONS
+from bench.generate import generate
+from domain.credit import CreditsGranted, CreditsHeld, GrantCredits, grant_credits
+from domain.event import Event
+from domain.job import CallStarted, JobCreated
+from domain.streams import CREDIT, DECODERS, category_of
+from infra import journal, postgres
+from infra.journal import Connection, Draft, Recorded
+from infra.ledger import Ledger, Outcome
+from projections import balances, engine, jobs
+from projections.balances import BALANCES, BalanceRecord
+from projections.engine import Engine, Progress, tracked
+from projections.jobs import JOBS, JobRecord
+from projections.projection import Batch, Projection
+from projections.rebuild import REBUILD_LOCK, rebuild, rebuild_all
+from projections.standing import set_up
+from projections.webhook_deliveries import webhook_deliveries
+from tests.api.conftest import make_team, running
+from tests.infra.accounts import ACCOUNT, a_ledger, everything, open_account, opening, who
+
+Run = Callable[[Coroutine[Any, Any, None]], None]
+
+ALL = (*PROJECTIONS, webhook_deliveries((50, 10)))
+EVENTS = 1500
+SEEDS = [1, 2, 3]
+LEADERS = """
+select pid from pg_locks where locktype = 'advisory' and objid = %s and granted
+    and database = (select oid from pg_database where datname = current_database())
+"""
+
+
+@pytest.fixture(autouse=True)
+def without_patience(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tries again at once."""
+    for pause in ("ELECTION_SECONDS", "RETRY_SECONDS"):
+        monkeypatch.setattr(engine, pause, 0.01)
+
+
+@asynccontextmanager
+async def an_engine(
+    dsn: str, read_models: Iterable[Projection] = ALL, connect: Callable[[], Awaitable[Connection]] | None = None
+) -> AsyncIterator[Engine]:
+    """A started engine with its own progress, stopped at the end."""
+    connect = connect or partial(postgres.connect, dsn, name="engine")
+    async with await postgres.connect(dsn) as asking:
+        made = Engine(connect, tuple(read_models), Progress(partial(tracked, asking)))
+        await made.start()
+        try:
+            yield made
+        finally:
+            await made.stop()
+
+
+def granting(credits: int) -> GrantCredits:
+    return GrantCredits(**who(), transaction_id=str(uuid4()), credits=credits)
+
+
+async def open_with(ledger: Ledger, credits: int) -> Outcome:
+    await ledger.carry_out(open_account, opening(), ACCOUNT)
+    return await ledger.carry_out(grant_credits, granting(credits), ACCOUNT)
+
+
+async def until(true: Callable[[], Awaitable[bool] | bool]) -> None:
+    """Waits for something to be so; the test's own time-out is the limit."""
+    while True:
+        answer = true()
+        if answer if isinstance(answer, bool) else await answer:
+            return
+        await asyncio.sleep(0.005)
+
+
+async def reached(connection: Connection, position: int) -> None:
+    async def is_there() -> bool:
+        try:
+            return await tracked(connection) == position
+        except psycopg.errors.UndefinedTable:
+            return False
+
+    await until(is_there)
+
+
+async def leaders(connection: Connection, lock: int = engine.LEADER_LOCK) -> list[int]:
+    cursor = await connection.execute(LEADERS, (lock,))
+    return [int(str(pid)) for (pid,) in await cursor.fetchall()]
+
+
+class Killer:
+    """The database's owner, who may end what others do."""
+
+    def __init__(self, dsn: str) -> None:
+        self._connection = psycopg.connect(dsn, autocommit=True)
+
+    def kill(self, lock: int = engine.LEADER_LOCK) -> int:
+        killed = self._connection.execute(f"select pg_terminate_backend(pid) from ({LEADERS}) as those", (lock,))
+        return killed.rowcount
+
+    def close(self) -> None:
+        self._connection.close()
+
+
+@pytest.fixture
+def killer(database: str) -> Any:
+    killer = Killer(database)
+    yield killer
+    killer.close()
+
+
+async def require_what_a_replay_says(dsn: str) -> None:
+    """Balances and jobs are what the domain makes of their streams, and all tables what one go makes of the journal."""
+    states: dict[str, Any] = {}
+    for each in await everything(dsn):
+        states[each.stream] = category_of(each.stream).evolve(states.get(each.stream), each.event)
+    async with await postgres.connect(dsn) as connection:
+        for stream, state in states.items():
+            if stream.startswith("credit-"):
+                assert BalanceRecord.of(state) == await balances.one(connection, state.team_id)
+            if stream.startswith("job-"):
+                assert JobRecord.of(state) == await jobs.one(connection, state.job_id)
+        assert 0 == (await rebuild_all(connection, ALL, lambda reached, until: None)).differing_rows
+
+
+# -- exactly once ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_an_engine_that_is_killed_at_any_moment_projects_each_event_once(
+    database: str, killer: Killer, runner: Run, monkeypatch: pytest.MonkeyPatch, seed: int
+) -> None:
+    generate(database, EVENTS, teams=7, seed=seed)
+    dice = random.Random(seed)
+
+    async def story() -> None:
+        async with await postgres.connect(database) as connection:
+            killed = 0
+            while True:
+                monkeypatch.setattr(engine, "BATCH_EVENTS", dice.randrange(1, 300))
+                async with an_engine(database) as leader:
+                    await asyncio.sleep(dice.random() * 0.1)
+                    killed += killer.kill()
+                    await until(lambda leader=leader: leader.health.leading)  # type: ignore[misc]
+                    await asyncio.sleep(dice.random() * 0.05)
+                if await tracked(connection) == EVENTS:
+                    break
+            assert killed
+        await require_what_a_replay_says(database)
+
+    runner(story())
+
+
+@pytest.mark.parametrize("moment", ["before the commit", "after the commit"])
+def test_an_engine_whose_connection_breaks_around_a_commit_projects_each_event_once(
+    database: str, killer: Killer, runner: Run, monkeypatch: pytest.MonkeyPatch, moment: str
+) -> None:
+    generate(database, EVENTS, teams=7)
+    monkeypatch.setattr(engine, "BATCH_EVENTS", 300)
+    kills: list[int] = []
+
+    def kill_at(position: int) -> None:
+        if position > 300 * (len(kills) + 1):
+            kills.append(killer.kill())
+
+    def project(batch: Batch) -> list[Any]:
+        if moment == "before the commit":
+            kill_at(batch.events[-1].position)
+        return []
+
+    async def story() -> None:
+        async with await postgres.connect(database) as connection:
+            beside = Projection("beside", 1, (), "select 1", project)
+            async with an_engine(database, (*ALL, beside)) as leader:
+                if moment == "after the commit":
+                    leader._projected = kill_at
+                await reached(connection, EVENTS)
+                assert [1] * len(kills) == kills
+                assert len(kills) >= 3
+        await require_what_a_replay_says(database)
+
+    runner(story())
+
+
+def test_two_engines_that_both_believe_to_lead_project_each_event_once(
+    database: str, runner: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    generate(database, EVENTS, teams=7)
+    monkeypatch.setattr(engine, "BATCH_EVENTS", 50)
+
+    async def always(connection: Connection) -> bool:
+        return True
+
+    monkeypatch.setattr(engine, "_is_elected", always)
+
+    async def story() -> None:
+        async with await postgres.connect(database) as connection:
+            await set_up(connection, ALL)
+            async with an_engine(database) as first, an_engine(database) as second:
+                await reached(connection, EVENTS)
+                assert (None, None) == (first.health.stopped_by, second.health.stopped_by)
+        await require_what_a_replay_says(database)
+
+    runner(story())
+
+
+# -- one position ------------------------------------------------------------------------------------------------------
+
+
+def test_all_read_models_stand_at_one_position_whenever_one_looks(
+    database: str, runner: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    generate(database, EVENTS, teams=7)
+    monkeypatch.setattr(engine, "BATCH_EVENTS", 40)
+    look = """
+        select (select position from tracking), (select count(*) from jobs), (select count(*) from calls),
+               (select sum(credits_held) from balances),
+               (select count(*) from transactions where transaction_type = 'hold'),
+               (select sum(total_jobs) from usage_by_day)
+    """
+
+    async def story() -> None:
+        seen: set[tuple[int, ...]] = set()
+        async with an_engine(database) as leader, await postgres.connect(database) as connection:
+            await until(lambda: leader.health.leading)
+            while not seen or max(seen)[0] < EVENTS:
+                row = await (await connection.execute(look)).fetchone()
+                assert row is not None
+                seen.add(tuple(int(str(number or 0)) for number in row))
+        events = await everything(database)
+
+        def those(kind: type[Event], position: int) -> int:
+            return sum(isinstance(each.event, kind) for each in events[:position])
+
+        assert len(seen) > 5
+        for position, *counted in seen:
+            created, holds = those(JobCreated, position), those(CreditsHeld, position)
+            held: dict[str, int] = {}
+            for each in events[:position]:
+                if isinstance(each.event, CreditsHeld) or hasattr(each.event, "held_credits"):
+                    held[each.stream] = getattr(each.event, "held_credits", 0)
+            accounts = {stream: count for stream, count in held.items() if stream.startswith("credit-")}
+            assert [created, those(CallStarted, position), sum(accounts.values()), holds, created] == counted
+
+    runner(story())
+
+
+# -- read your writes --------------------------------------------------------------------------------------------------
+
+
+def test_what_one_server_wrote_the_other_shows_at_once(database: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(engine, "IDLE_SECONDS", 3600)  # nobody looks by itself: only the bell is left
+
+    def add(client: httpx.Client, team: str) -> None:
+        assert client.post("/api/credits/add", json={"team_id": team, "amount": 1}).is_success
+
+    with running(database) as first, running(database) as second:
+        here, there = first.client(), second.client()
+        team = make_team(first, here, credits=0).team_id
+        for total in range(1, 41):
+            writer, reader = (here, there) if total % 2 else (there, here)
+            add(writer, team)
+            answer = reader.get("/api/credits/balance", params={"team_id": team})
+            assert total == answer.json()["credits_remaining"]
+            assert "X-Ledger-Lag" not in answer.headers
+
+
+def test_a_reader_who_waits_when_the_leader_is_lost_is_told_by_the_next(
+    database: str, killer: Killer, runner: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def story() -> None:
+        async with an_engine(database) as first, an_engine(database) as second, a_ledger(database) as ledger:
+            await until(lambda: first.health.leading or second.health.leading)
+            for credits in range(1, 10):
+                outcome = await ledger_write(ledger, credits)
+                waiting = [asyncio.create_task(each._progress.reach(outcome, 30)) for each in (first, second)]
+                await asyncio.sleep(0)
+                killer.kill()
+                assert [0, 0] == await asyncio.gather(*waiting)
+
+    async def ledger_write(ledger: Ledger, credits: int) -> int:
+        if credits == 1:
+            return (await open_with(ledger, credits)).position
+        return (await ledger.carry_out(grant_credits, granting(credits), ACCOUNT)).position
+
+    runner(story())
+
+
+# -- who leads ---------------------------------------------------------------------------------------------------------
+
+
+def test_one_leads_and_the_next_takes_over_when_its_connection_is_gone(
+    database: str, killer: Killer, runner: Run
+) -> None:
+    async def story() -> None:
+        cut_off: list[bool] = []
+
+        async def connect() -> Connection:
+            if cut_off:
+                raise OSError("the network is gone")
+            return await postgres.connect(database)
+
+        async with AsyncExitStack() as stack:
+            connection = await stack.enter_async_context(await postgres.connect(database))
+            ledger = await stack.enter_async_context(a_ledger(database))
+            first = await stack.enter_async_context(an_engine(database, connect=connect))
+            await until(lambda: first.health.leading)
+            others = [await stack.enter_async_context(an_engine(database)) for _ in range(2)]
+            assert 1 == len(await leaders(connection))
+            assert [False, False] == [other.health.leading for other in others]
+            cut_off.append(True)
+            killer.kill()
+            position = (await open_with(ledger, 5)).position
+            await reached(connection, position)
+            assert 1 == len(await leaders(connection))
+            await until(lambda: not first.health.leading)
+            assert 1 == sum(other.health.leading for other in others)
+
+    runner(story())
+
+
+# -- poison ------------------------------------------------------------------------------------------------------------
+
+
+async def write_nonsense(connection: Connection) -> int:
+    draft = Draft(read={"job-strange": 0})
+    draft.add("job-strange", "SomethingStrange", b'{"at":"2026-01-01T00:00:00Z"}')
+    return (await journal.append(connection, draft)).position
+
+
+def test_an_event_that_nobody_can_read_stops_the_read_models_before_it_until_it_can_be_read(
+    database: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def write() -> int:
+        async with await postgres.connect(database) as connection:
+            return await write_nonsense(connection)
+
+    with running(database) as server, server.client() as admin:
+        team = make_team(server, admin, credits=3)
+        poison = asyncio.run(write())
+        admin.post("/api/credits/add", json={"team_id": team.team_id, "amount": 4})
+        answer = wait_for(admin, 503)
+        assert "SomethingStrange" in answer.text
+        assert "saas_projection_stopped 1.0" in admin.get("/metrics").text
+        shown = admin.get("/api/credits/balance", params={"team_id": team.team_id})
+        assert 3 == shown.json()["credits_remaining"]
+        assert int(shown.headers["X-Ledger-Lag"]) >= 1
+        with psycopg.connect(database) as connection:
+            assert [(poison - 1,)] == connection.execute("select position from readmodel.tracking").fetchall()
+
+        monkeypatch.setitem(DECODERS, "SomethingStrange", Understood())
+        wait_for(admin, 200)
+        shown = admin.get("/api/credits/balance", params={"team_id": team.team_id})
+        assert 7 == shown.json()["credits_remaining"]
+        assert "saas_projection_stopped 0.0" in admin.get("/metrics").text
+
+
+class Understood:
+    def decode(self, state: bytes) -> Event:
+        return Event(at=Any)  # type: ignore[arg-type]
+
+
+def wait_for(client: httpx.Client, status: int) -> httpx.Response:
+    while (answer := client.get("/health/ready")).status_code != status:
+        pass
+    return answer
+
+
+def test_an_event_that_cannot_be_projected_is_never_skipped(database: str, runner: Run) -> None:
+    generate(database, EVENTS, teams=7)
+    bug = [True]
+
+    def project(batch: Batch) -> list[Any]:
+        if bug and any(each.position == 777 for each in batch.events):
+            raise ZeroDivisionError
+        return []
+
+    async def story() -> None:
+        async with await postgres.connect(database) as connection:
+            buggy = Projection("buggy", 1, (), "select 1", project)
+            async with an_engine(database, (*ALL, buggy)) as leader:
+                await reached(connection, 776)
+                await until(lambda: leader.health.stopped_by == "ZeroDivisionError: ")
+                assert 776 == await tracked(connection)
+                bug.clear()
+                await reached(connection, EVENTS)
+                await until(lambda: leader.health.stopped_by is None)
+        await require_what_a_replay_says(database)
+
+    runner(story())
+
+
+# -- changed definitions -----------------------------------------------------------------------------------------------
+
+OLD = (JOBS, BALANCES)
+NEW = (JOBS, replace(BALANCES, version=2))
+
+
+async def granted(connection: Connection) -> tuple[int, int]:
+    """How many credits the balances know of, and how many the journal."""
+    found = await (await connection.execute("select sum(credits_allocated) from balances")).fetchone()
+    assert found is not None
+    events = [event async for page in journal.read_all(connection, 0) for event in page]
+    return int(str(found[0])), sum(each.event.credits for each in events if isinstance(each.event, CreditsGranted))
+
+
+async def no_more_than_before(connection: Connection) -> int:
+    return (await granted(connection))[0]
+
+
+def test_a_changed_read_model_is_built_beside_while_the_others_go_on_and_the_old_one_answers(
+    database: str, runner: Run
+) -> None:
+    async def story() -> None:
+        async with await postgres.connect(database) as connection, a_ledger(database) as ledger:
+            async with an_engine(database, OLD):
+                await reached(connection, (await open_with(ledger, 5)).position)
+            async with await postgres.connect(database) as busy:
+                await busy.execute("select pg_advisory_lock(%s)", (REBUILD_LOCK,))
+                async with an_engine(database, NEW) as leader:
+                    await reached(connection, (await ledger.carry_out(grant_credits, granting(2), ACCOUNT)).position)
+                    assert (("balances",), None) == (leader.health.building, leader.health.stopped_by)
+                    assert (5, 7) == await granted(connection)
+                    await busy.execute("select pg_advisory_unlock_all()")
+                    await until(lambda: not leader.health.building)
+                    assert (7, 7) == await granted(connection)
+                    await reached(connection, (await ledger.carry_out(grant_credits, granting(3), ACCOUNT)).position)
+                    assert (10, 10) == await granted(connection)
+
+    runner(story())
+
+
+def test_who_comes_back_with_an_older_definition_builds_anew_what_stood_still(database: str, runner: Run) -> None:
+    async def story() -> None:
+        async with await postgres.connect(database) as connection, a_ledger(database) as ledger:
+            position = (await open_with(ledger, 1)).position
+            for read_models in (OLD, NEW, OLD[:1], NEW, OLD):
+                async with an_engine(database, read_models) as leader:
+                    await reached(connection, position)
+                    await until(lambda leader=leader: leader.health.leading)  # type: ignore[misc]
+                    await until(lambda leader=leader: not leader.health.building)  # type: ignore[misc]
+                    position = (await ledger.carry_out(grant_credits, granting(1), ACCOUNT)).position
+                    await reached(connection, position)
+                    if len(read_models) > 1:
+                        known, written = await granted(connection)
+                        assert written == known
+
+    runner(story())
+
+
+def test_who_looks_up_what_is_behind_is_built_anew_with_it(database: str, runner: Run) -> None:
+    generate(database, EVENTS, teams=7)
+
+    async def story() -> None:
+        async with await postgres.connect(database) as connection:
+            async with an_engine(database):
+                await reached(connection, EVENTS)
+            changed = tuple(replace(each, version=9) if each.name == "jobs" else each for each in ALL)
+            async with an_engine(database, changed) as leader:
+                await until(lambda: leader.health.leading)
+                await until(lambda: not leader.health.building)
+            assert 0 == (await rebuild_all(connection, changed, lambda reached, until: None)).differing_rows
+
+    runner(story())
+
+
+def test_a_changed_definition_that_breaks_is_told_and_keeps_nobody_else(database: str, runner: Run) -> None:
+    bug = [True]
+
+    def project(batch: Batch) -> Any:
+        if bug:
+            raise ZeroDivisionError
+        return BALANCES.project(batch)
+
+    async def story() -> None:
+        async with await postgres.connect(database) as connection, a_ledger(database) as ledger:
+            async with an_engine(database, OLD):
+                await reached(connection, (await open_with(ledger, 5)).position)
+            async with an_engine(database, (JOBS, replace(BALANCES, version=2, project=project))) as leader:
+                await until(lambda: leader.health.stopped_by == "ZeroDivisionError: ")
+                await reached(connection, (await ledger.carry_out(grant_credits, granting(2), ACCOUNT)).position)
+                assert leader.health.stopped_by is not None
+                bug.clear()
+                await until(lambda: leader.health.stopped_by is None)
+                assert (7, 7) == await granted(connection)
+
+    runner(story())
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_a_leader_killed_during_a_rebuild_leaves_it_to_the_next(
+    database: str, killer: Killer, runner: Run, monkeypatch: pytest.MonkeyPatch, seed: int
+) -> None:
+    generate(database, EVENTS, teams=7, seed=seed)
+    monkeypatch.setattr("projections.rebuild.BATCH_EVENTS", 100)
+    monkeypatch.setattr("projections.rebuild.NEARLY", 10)
+    dice = random.Random(seed)
+
+    async def story() -> None:
+        async with await postgres.connect(database) as connection:
+            async with an_engine(database):
+                await reached(connection, EVENTS)
+            changed = tuple(replace(each, version=9) for each in ALL)
+            async with an_engine(database, changed) as first, an_engine(database, changed) as second:
+                for _ in range(6):
+                    await asyncio.sleep(dice.random() * 0.2)
+                    killer.kill(dice.choice([engine.LEADER_LOCK, REBUILD_LOCK]))
+                    assert EVENTS == await tracked(connection)
+                    await connection.execute("select count(*) from jobs")
+                await until(lambda: first.health.leading or second.health.leading)
+                await until(lambda: not first.health.building and not second.health.building)
+            assert 0 == (await rebuild_all(connection, changed, lambda reached, until: None)).differing_rows
+
+    runner(story())
+
+
+# -- rebuilding --------------------------------------------------------------------------------------------------------
+
+
+def test_while_a_read_model_is_rebuilt_no_read_fails_and_none_goes_back_in_time(database: str, runner: Run) -> None:
+    async def story() -> None:
+        async with AsyncExitStack() as stack:
+            pool = await postgres.open_pool(database, size=6)
+            stack.push_async_callback(pool.close)
+            leader = await stack.enter_async_context(an_engine(database))
+            ledger = await stack.enter_async_context(a_ledger(database, appended=leader.wake))
+            await leader._progress.reach((await open_with(ledger, 1)).position, 30)
+            ends = asyncio.Event()
+            reads = 0
+
+            async def write() -> None:
+                while not ends.is_set():
+                    await ledger.carry_out(grant_credits, granting(1), ACCOUNT)
+
+            async def read() -> None:
+                nonlocal reads
+                last = 0
+                while not ends.is_set():
+                    async with pool.connection() as connection:
+                        found = await balances.one(connection, "research")
+                    assert found is not None
+                    assert found.credits_allocated >= last
+                    last = found.credits_allocated
+                    reads += 1
+
+            async with asyncio.TaskGroup() as group:
+                for _ in range(4):
+                    group.create_task(write())
+                    group.create_task(read())
+                for _ in range(4):
+                    before = reads
+                    async with await postgres.connect(database) as connection:
+                        assert 0 == (await rebuild(connection, BALANCES, lambda reached, until: None)).differing_rows
+                    await until(lambda before=before: reads > before + 20)  # type: ignore[misc]
+                ends.set()
+        async with await postgres.connect(database) as connection:
+            account: list[Recorded] = await journal.history(connection, ACCOUNT)
+            state: Any = None
+            for each in account:
+                state = CREDIT.evolve(state, each.event)
+            async with an_engine(database):
+                await reached(connection, account[-1].position)
+            assert BalanceRecord.of(state) == await balances.one(connection, "research")
+
+    runner(story())
+
+
+def test_a_rebuild_waits_for_a_long_read_and_keeps_no_other_reader_waiting(database: str, runner: Run) -> None:
+    async def story() -> None:
+        async with await postgres.connect(database) as connection, a_ledger(database) as ledger:
+            async with an_engine(database):
+                await reached(connection, (await open_with(ledger, 5)).position)
+            async with await postgres.connect(database) as patient, await postgres.connect(database) as building:
+                async with patient.transaction():
+                    await balances.one(patient, "research")
+                    rebuilding = asyncio.create_task(rebuild(building, BALANCES, lambda reached, until: None))
+                    for _ in range(100):
+                        assert await balances.one(connection, "research") is not None
+                        await asyncio.sleep(0.01)
+                    assert not rebuilding.done()
+                assert 0 == (await rebuilding).differing_rows
+
+    runner(story())
