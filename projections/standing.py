@@ -37,6 +37,9 @@ insert into readmodel.definitions (projection, version) values (%s, %s)
 on conflict (projection) do update set version = excluded.version
 """
 
+# Rows and position go to the disk together, be it a moment later: what a crash takes back is projected again from the
+# journal. So nobody who appends has to wait for one more flush.
+_WORK = "select set_config('search_path', 'readmodel', true), set_config('synchronous_commit', 'off', true)"
 _VERSIONS = "select projection, version from readmodel.definitions"
 _TRACKED = "select position from readmodel.tracking"
 _LOCK = "select position from readmodel.tracking for update"
@@ -127,7 +130,7 @@ async def project(connection: Connection, projections: Sequence[Projection], bat
         versions = _versions(await defined.fetchall())
         found = _in_place(versions, projections)
         await _leave_behind(connection, versions, found)
-        await connection.execute("set local search_path = readmodel")
+        await connection.execute(_WORK)
         await project_rows(connection, found, batch)
         await connection.execute("update tracking set position = %s", (batch.events[-1].position,))
 
