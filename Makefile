@@ -1,6 +1,6 @@
 # Everything a fresh machine needs is python3 (3.11 or later) with pip: the environment makes itself.
 .DEFAULT_GOAL := help
-.PHONY: help serve demo test lint check format bench proofs schema openapi events lock clean
+.PHONY: help serve demo test lint check format bench proofs schema openapi papers events lock clean
 
 PYTHON ?= python3
 BIN := .venv/bin
@@ -48,6 +48,10 @@ schema: $(READY) ## write infra/sql/schema.sql from the migrations
 
 openapi: $(READY) ## write openapi.json from the routes
 	@$(BIN)/saas-litellm openapi > openapi.json.new && mv openapi.json.new openapi.json
+
+papers: $(READY) ## write docs/errors.md, docs/endpoints.md and docs/proofs.md (runs the API tests, which takes a while)
+	@RECORD_ENDPOINTS=1 $(BIN)/pytest -q tests/api -m "not proof"
+	@$(BIN)/python -m tests.papers
 
 events: $(READY) ## print a stream: make events STREAM=job-...
 	@$(BIN)/saas-litellm events $(STREAM)

@@ -17,6 +17,7 @@ import uvicorn
 
 from api.app import create_app
 from infra.settings import Settings
+from tests.api import recording
 from tests.conftest import _database_on
 from tests.provider import FakeProvider
 
@@ -24,6 +25,11 @@ if TYPE_CHECKING:
     from tests.api.world import World
 
 MASTER_KEY = "test-master-key-of-the-suite"
+
+
+def pytest_sessionfinish() -> None:
+    if recording.is_wanted():
+        recording.write()
 
 
 def settings_for(dsn: str, **changes: Any) -> Settings:
@@ -63,9 +69,9 @@ class Server:
 @contextmanager
 def running(dsn: str, **changes: Any) -> Iterator[Server]:
     """A server of its own on a free port, for as long as the block."""
-    config = uvicorn.Config(
-        create_app(settings_for(dsn, **changes), dsn), port=0, log_config=None, lifespan="on", loop="uvloop"
-    )
+    app = create_app(settings_for(dsn, **changes), dsn)
+    app = recording.recorded(app) if recording.is_wanted() else app
+    config = uvicorn.Config(app, port=0, log_config=None, lifespan="on", loop="uvloop")
     server = uvicorn.Server(config)
     thread = threading.Thread(target=server.run, daemon=True)
     thread.start()
