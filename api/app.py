@@ -254,9 +254,8 @@ async def open_house(settings: Settings, dsn: str, *, works: bool = True) -> Asy
     scheduler = Scheduler(connect, chores(house))
     if works:
         await engine.start()
-    # On a new database the first requests, and the first chores, would come before the tables that they read.
-    await progress.reach(0, timeout_s=FIRST_TABLES_SECONDS)
-    if works:
+        # On a new database the first requests, and the first chores, would come before the tables that they read.
+        await progress.reach(0, timeout_s=FIRST_TABLES_SECONDS)
         await sender.start()
         await scheduler.start()
     try:

@@ -2,6 +2,6 @@
 
 import runpy
 
-for name in ("append", "http"):
+for name in ("append", "http", "projections"):
     print(f"\n== bench.{name}", flush=True)
     runpy.run_module(f"bench.{name}", run_name="__main__")
