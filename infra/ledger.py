@@ -387,13 +387,12 @@ class Ledger:
                 proposal, position = await self._carry_out(waiting, uncertain)
             except Unavailable:
                 raise
-            except Exception as problem:
+            except Exception as problem:  # noqa: BLE001 it is told to whom it concerns
                 await self._disconnect()
                 for wish in waiting:
                     self._forget(wish.all_streams)
-                alone = len(waiting) == 1
-                log.warning("batch.failed", commands=len(waiting), reason=repr(problem), exc_info=alone)
-                if alone:
+                log.warning("batch.failed", commands=len(waiting), reason=repr(problem))
+                if len(waiting) == 1:
                     waiting[0].tell(problem)
                     return
                 middle = len(waiting) // 2
