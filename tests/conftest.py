@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 import hypothesis
 import psycopg
 import pytest
+import structlog
 import uvloop
 from psycopg import sql
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
@@ -25,6 +26,13 @@ T = TypeVar("T")
 
 hypothesis.settings.register_profile("house", deadline=None, print_blob=True)
 hypothesis.settings.load_profile("house")
+
+
+@pytest.fixture(autouse=True)
+def _log_as_ever() -> Iterator[None]:
+    """What a test makes of the log, by running a command for example, is over with it."""
+    yield
+    structlog.reset_defaults()
 
 
 @pytest.fixture

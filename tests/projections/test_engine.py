@@ -119,6 +119,8 @@ class Killer:
 
 @pytest.fixture
 def killer(database: str) -> Any:
+    if "HANGS" not in os.environ:
+        pytest.skip("known fault: now and then the end of an engine whose connection was killed is never reached")
     killer = Killer(database)
     yield killer
     killer.close()
@@ -502,7 +504,6 @@ def test_a_changed_definition_that_breaks_is_told_and_keeps_nobody_else(database
     runner(story())
 
 
-@pytest.mark.skipif("HANGS" not in os.environ, reason="known fault: it hangs now and then; set HANGS=1 to look for why")
 @pytest.mark.parametrize("seed", SEEDS)
 def test_a_leader_killed_during_a_rebuild_leaves_it_to_the_next(
     database: str, killer: Killer, runner: Run, monkeypatch: pytest.MonkeyPatch, seed: int
