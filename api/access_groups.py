@@ -1,19 +1,19 @@
 """Access groups: which teams may use which aliases (contract, section 8)."""
 
 from collections.abc import Iterable
-from typing import Any, get_args
+from typing import Annotated, Any, get_args
 
 import msgspec
 from litestar import Controller, Response, delete, get, post, put
 from litestar.di import NamedDependency
-from litestar.params import FromPath, FromQuery, JSONBody
+from litestar.params import FromPath, JSONBody
 from msgspec import UNSET, UnsetType
 
 from api.answers import reply, ts
 from api.bodies import Name200, Text1000
 from api.caller import Caller, admin_only, team_or_admin
 from api.house import House
-from api.listing import Page, chosen, listed
+from api.listing import Page, chosen, listed, one_of
 from api.model_aliases import AliasName, Teams, litellm_model, look, teams_using
 from api.shapes import Timestamp
 from domain.catalog import (
@@ -110,7 +110,7 @@ class AccessGroupsController(Controller):
         caller: NamedDependency[Caller],
         house: NamedDependency[House],
         page: NamedDependency[Page],
-        status: FromQuery[str | None] = None,
+        status: Annotated[str | None, one_of(get_args(GroupStatus))] = None,
     ) -> Response[list[AccessGroupAnswer]]:
         """Access groups by name: the team's own, or all for an administrator."""
         wanted = chosen("status", status, get_args(GroupStatus))

@@ -1,6 +1,6 @@
 """What administrators did, as they may read it themselves. The journal is the proof; this is the short form."""
 
-from typing import cast
+from typing import Annotated, cast
 from uuid import UUID
 
 import msgspec
@@ -11,7 +11,7 @@ from litestar.params import FromQuery
 from api.answers import ts
 from api.caller import log_readers_only
 from api.house import House
-from api.listing import Page, Within, chosen, listed
+from api.listing import Page, Within, chosen, listed, one_of
 from api.shapes import Timestamp
 from domain.event import JsonObject
 from projections import audit_log
@@ -43,9 +43,9 @@ class AdminAuditLogController(Controller):
         house: NamedDependency[House],
         page: NamedDependency[Page],
         within: NamedDependency[Within],
-        action: FromQuery[str | None] = None,
+        action: Annotated[str | None, one_of(ACTIONS)] = None,
         user_id: FromQuery[UUID | None] = None,
-        resource_type: FromQuery[str | None] = None,
+        resource_type: Annotated[str | None, one_of(RESOURCE_TYPES)] = None,
     ) -> Response[list[AuditAnswer]]:
         """What administrators did, the newest first."""
         wanted = Filter(

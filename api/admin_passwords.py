@@ -10,11 +10,11 @@ from uuid import UUID, uuid4
 
 from msgspec import Meta
 
+from api import keeping as secrets
 from api.house import House
-from domain.errors import Refusal
 from domain.event import Event
 from domain.user import User, Users
-from infra.ledger import ClaimLost, Decide
+from infra.ledger import Decide
 from infra.passwords import LONGEST, SHORTEST
 from infra.secrets import SecretMissing
 
@@ -27,17 +27,9 @@ TypedPassword = Annotated[str, Meta(max_length=LONGEST)]
 
 @asynccontextmanager
 async def keeping(house: House, password: str) -> AsyncIterator[str]:
-    """Keeps a new password for as long as a command needs it: for good, unless the command is refused.
-
-    If nobody knows whether the command was carried out, it stays: an event may speak of it.
-    """
-    password_id = uuid4()
-    await house.secrets.put(password_id, PASSWORD, (await house.passwords.hash(password)).encode())
-    try:
-        yield str(password_id)
-    except (Refusal, ClaimLost):
-        await house.secrets.delete(password_id)
-        raise
+    """Keeps a new password for as long as a command needs it: for good, unless the command is refused."""
+    async with secrets.keeping(house.secrets, PASSWORD, await house.passwords.hash(password)) as password_id:
+        yield password_id
 
 
 async def matched(house: House, user: User | None, password: str) -> str | None:

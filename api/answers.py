@@ -54,7 +54,7 @@ def hundredths(value: Decimal) -> Decimal:
 
 def ts(moment: datetime) -> str:
     """UTC, ISO 8601, exactly three decimals and Z."""
-    return moment.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%S.") + f"{moment.microsecond // 1000:03d}Z"
+    return moment.astimezone(UTC).replace(tzinfo=None).isoformat(timespec="milliseconds") + "Z"
 
 
 def ts_or_none(moment: datetime | None) -> str | None:

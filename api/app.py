@@ -48,12 +48,14 @@ from api.teams import TeamsController
 from api.usage import UsageController
 from api.webhooks import WebhooksController
 from infra import postgres
-from infra.background import Background
+from infra.background import Background, cancelled
+from infra.conversations import Conversations
 from infra.embedded import EmbeddedServer
 from infra.ledger import Ledger
 from infra.limits import Limits
 from infra.llm import Models
 from infra.passwords import Passwords
+from infra.presence import Presence
 from infra.receipts import Notary
 from infra.scheduler import Scheduler
 from infra.secrets import KeyRing, SecretStore
@@ -245,11 +247,14 @@ async def open_house(settings: Settings, dsn: str, *, works: bool = True) -> Asy
         tokens=Tokens(settings.jwt_secret_key, timedelta(hours=settings.jwt_expiration_hours)),
         targets=Targets(ledger, secrets),
         sender=sender,
+        conversations=Conversations(pool, key_ring),
         background=Background(),
         notary=Notary(pool, secrets),
+        presence=Presence(connect),
     )
     watch = asyncio.create_task(EmbeddedServer(settings.data_dir).supervise()) if settings.embedded else None
     await ledger.start()
+    await house.presence.start()
     await house.models.start()
     scheduler = Scheduler(connect, chores(house))
     if works:
@@ -261,8 +266,7 @@ async def open_house(settings: Settings, dsn: str, *, works: bool = True) -> Asy
     try:
         yield house
     finally:
-        if watch is not None:
-            watch.cancel()
+        await cancelled(watch)
         await scheduler.stop()
         patience = settings.shutdown_timeout_seconds
         await asyncio.gather(house.background.drain(patience), sender.stop(patience))
@@ -271,4 +275,5 @@ async def open_house(settings: Settings, dsn: str, *, works: bool = True) -> Asy
         await engine.stop()
         await house.limits.close()
         house.passwords.close()
+        await house.presence.stop()
         await pool.close()

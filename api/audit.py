@@ -23,7 +23,7 @@ from api.caller import audit_only
 from api.explanation import Explanation, JobCredits, credits_of_jobs, explained
 from api.house import House
 from api.jobs import uuid_of
-from api.listing import MOST_OFFSET, Page, until, wrapped
+from api.listing import MOST_OFFSET, Page, chosen, one_of, until, wrapped
 from api.problems import Invalid, Trouble
 from api.shapes import CallAnswer, JobAnswer, Timestamp, call_answer, calls_of, job_answer
 from domain.credit import Account, CreditMovement
@@ -200,14 +200,12 @@ class AuditController(Controller):
         after: After = 0,
         limit: Limit = None,
         stream: Annotated[str | None, QueryParameter(description="For example job-<id> or credit-<team>")] = None,
-        kind: Annotated[str | None, QueryParameter(name="type", description="For example CreditsCharged")] = None,
+        kind: Annotated[str | None, one_of(DECODERS, name="type")] = None,
         team_id: FromQuery[str | None] = None,
         raw: Raw = False,
     ) -> Response[EventPage]:
         """Events as they were written, with their hashes, in the order of the journal."""
-        if kind is not None and kind not in DECODERS:
-            raise Invalid(["query", "type"], "there is no such event", "value_error.enum")
-        wanted = Wanted(stream=stream, topic=kind, team_id=team_id)
+        wanted = Wanted(stream=stream, topic=chosen("type", kind, DECODERS), team_id=team_id)
         last = await _head_position(house)
         if _wants_lines(request):
             return _lines(_every_event(house, wanted, after, last, limit, raw=raw))

@@ -2,13 +2,13 @@
 
 import asyncio
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
-import psycopg
 import typer
 
 from api.console import progress_bar, say, say_json
@@ -21,7 +21,9 @@ from infra.secrets import KeyRing, SecretStore
 from infra.settings import Settings
 from infra.verify import Verification
 from infra.verify import verify as verify_journal
+from projections.afresh import compare_rows
 from projections.audit import Report, audit
+from projections.webhook_deliveries import WEBHOOKS
 
 NO_JOURNAL = "there is no journal in this database yet; `saas-litellm migrate` makes one"
 PUBLISH_SECONDS = 30.0
@@ -54,7 +56,7 @@ def verify(
     """
     hashes = dict(map(noted_down, noted or []))
     report: Report | None = None
-    with connected(dsn) as connection:
+    with database_to_read(dsn) as place, readable.connect_blocking(place) as connection:
         [(head,)] = connection.execute("select position from journal.head").fetchall()
         until = min(head, last or head)
         with progress_bar("hash chain") as progress:
@@ -66,8 +68,7 @@ def verify(
                 progress=lambda position: progress(position - first + 1, until - first + 1),
             )
         if deep and first == 1 and last is None:
-            with progress_bar("audit") as progress:
-                report = audit(connection, lambda _, done, total: progress(done, total))
+            report = audited(place)
     if as_json:
         say_json({**asdict(result), "audit": None if report is None else asdict(report)})
     else:
@@ -78,6 +79,23 @@ def verify(
             say(f"to note down: {result.to_position}:{result.hash}")
     if result.first_break is not None or (report is not None and report.found):
         raise typer.Exit(1)
+
+
+def audited(dsn: str) -> Report:
+    """Replays the journal, runs all checks, and compares every row of every read model."""
+    from api.app import PROJECTIONS  # the other commands do without
+
+    async def compare(report: Report, progress: Callable[[int, int], None]) -> None:
+        async with await readable.connect(dsn) as connection:
+            await compare_rows(connection, (*PROJECTIONS, WEBHOOKS), report, progress)
+
+    with readable.connect_blocking(dsn) as connection, progress_bar("audit") as progress:
+        report = audit(connection, lambda _, done, total: progress(done, total))
+    started = time.perf_counter()
+    with progress_bar("read models") as progress:
+        asyncio.run(compare(report, progress))
+    report.seconds += time.perf_counter() - started
+    return report
 
 
 def checkpoint(
@@ -160,7 +178,7 @@ def say_audited(report: Report) -> None:
     if report.found > SHOWN:
         say(f"... and {report.found - SHOWN} more")
     for name in report.skipped:
-        say(f"not compared: {name}, which another version of this program has built")
+        say(f"not compared: {name}")
     found = f"{report.found} things are wrong" if report.found else "everything agrees"
     say(f"{report.events} events replayed, {len(report.checks)} checks, {report.seconds:,.1f} seconds: {found}")
 
@@ -180,19 +198,10 @@ def command_settings() -> Settings:
 
 
 @contextmanager
-def connected(dsn: str | None) -> Iterator[psycopg.Connection[Any]]:
-    """A connection that can change nothing, for one who reads everything."""
-    if dsn is not None:
-        with _reading(dsn) as connection:
-            yield connection
-        return
-    with as_it_is(command_settings()) as ours, _reading(ours) as connection:
-        yield connection
-
-
-@contextmanager
-def _reading(dsn: str) -> Iterator[psycopg.Connection[Any]]:
-    with readable.connect_blocking(dsn) as connection:
-        if connection.execute("select to_regclass('journal.events')").fetchall() == [(None,)]:
-            raise DatabaseUnusable(NO_JOURNAL)
-        yield connection
+def database_to_read(dsn: str | None) -> Iterator[str]:
+    """Where the journal is: ours, or another one."""
+    with as_it_is(command_settings()) if dsn is None else nullcontext(dsn) as place:
+        with readable.connect_blocking(place) as connection:
+            if connection.execute("select to_regclass('journal.events')").fetchall() == [(None,)]:
+                raise DatabaseUnusable(NO_JOURNAL)
+        yield place

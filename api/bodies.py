@@ -5,9 +5,11 @@ through this one DTO, set once for the whole application.
 """
 
 import re
+from collections.abc import Iterable
+from datetime import UTC, datetime
 from decimal import Decimal
 from functools import lru_cache
-from typing import Annotated, Any
+from typing import Annotated, Any, get_args
 
 import msgspec
 from litestar._openapi.schema_generation import SchemaCreator
@@ -18,6 +20,9 @@ from litestar.typing import FieldDefinition
 from msgspec import Meta
 
 from api.problems import Invalid, Trouble, kind_of
+from domain.errors import InvalidValue
+from domain.pricing import BudgetMode, ChargePolicy
+from domain.team import RefillPeriod
 
 # Ids and names travel in paths, headers and logs: no slash in ids, nothing unprintable in either. (To Python, `$` alone
 # is also true before a line feed at the end.)
@@ -31,6 +36,16 @@ Text500 = Annotated[str, Meta(max_length=500)]
 Text1000 = Annotated[str, Meta(max_length=1000)]
 Credits = Annotated[int, Meta(ge=0, le=1_000_000_000_000)]
 PositiveCredits = Annotated[int, Meta(ge=1, le=1_000_000_000_000)]
+
+
+def named(words: Iterable[str]) -> Meta:
+    """Says of a field which words it takes; `known_word` sees to it."""
+    return Meta(extra_json_schema={"enum": list(words)})
+
+
+BudgetModeName = Annotated[str, named(get_args(BudgetMode))]
+ChargePolicyName = Annotated[str, named(get_args(ChargePolicy))]
+RefillPeriodName = Annotated[str, named(get_args(RefillPeriod))]
 
 MAX_AMOUNT = Decimal(1_000_000_000_000)
 MAX_DIGITS = 30
@@ -131,6 +146,31 @@ def exact(field: str, value: Decimal, *, above_zero: bool = False) -> Decimal:
         least = "more than 0" if above_zero else "at least 0"
         raise Invalid(["body", field], f"expected {least} and at most {MAX_AMOUNT}", "value_error.range")
     return value
+
+
+def in_utc(field: str, moment: datetime | None) -> datetime | None:
+    """A moment of a body in UTC, in which it is stored and shown.
+
+    Raises:
+        Invalid: in UTC it is before the year 1 or after 9999, which no calendar here can tell.
+    """
+    if moment is None:
+        return None
+    try:
+        return moment.astimezone(UTC)
+    except OverflowError:
+        raise Invalid(["body", field], "expected a year from 1 to 9999 in UTC", "value_error.range") from None
+
+
+def known_word(field: str, value: str, words: Iterable[str]) -> Any:
+    """A field of a body that has to be one of some words, in any letter case.
+
+    Raises:
+        InvalidValue: it is another one.
+    """
+    if value.lower() not in words:
+        raise InvalidValue(field)
+    return value.lower()
 
 
 def printable(body: bytes) -> bytes:

@@ -11,7 +11,7 @@ be before it may answer: that is how everybody reads their own writes, and every
 """
 
 import hmac
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -77,6 +77,11 @@ class Caller:
         """When, who and in which request: the part that all commands have in common."""
         return {"at": datetime.now(UTC), "by": self.actor, "request": self.request_id}
 
+    def answers_with(self, headers: Mapping[str, str]) -> None:
+        """What the answer will say beside its body, so that a repeat of the request is told as well."""
+        if self.claim is not None:
+            self.claim.headers |= headers
+
     def team_for(self, team_id: str | None) -> str:
         """The team that a request is about: the one named, which for a key can only be its own."""
         if self.team_id is None:
@@ -110,6 +115,8 @@ class Caller:
     ) -> Outcome:
         """Carries out a command in this caller's name."""
         ledger = self.house.ledger
+        if self.claim is not None and receipt is None:
+            await self.claim.begin()
         try:
             return await ledger.carry_out(decide, command, *streams, guard=self.guard, new=new, receipt=receipt)
         except InsufficientCredits as refusal:

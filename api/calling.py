@@ -30,7 +30,9 @@ from domain.charging import CompleteJob, FailJob, StartCall, complete_job, fail_
 from domain.event import Command, Event, JsonObject
 from domain.job import Attempt, CallError, CallStarted, FailCall, FinishCall, Job, fail_call, finish_call, require_job
 from domain.streams import CREDIT, JOB, ORGANIZATION, TEAM, THE_CATALOG
+from domain.team import require_team
 from infra import metrics
+from infra.conversations import Conversation
 from infra.ledger import ClaimLost, Outcome, Unavailable
 from infra.llm import ChatRequest, Chunk, Completion, ProviderFailure, Target, Usage
 
@@ -130,6 +132,7 @@ class Call:
     started: CallStarted
     request: ChatRequest
     admission: Admission
+    keeps_prompts: bool = False
     began: float = field(default_factory=time.perf_counter)
     ends_job: bool = False  # one job, one call: the job ends with it, whether or not anybody still listens
     attempts: list[Attempt] = field(default_factory=list)
@@ -192,7 +195,7 @@ async def start(caller: Caller, job_id: str, asked: Question, *, streaming: bool
         THE_CATALOG,
     )
     started = next(event for event in outcome.events if isinstance(event, CallStarted))
-    return Call(house, caller, started, asked.request, admission)
+    return Call(house, caller, started, asked.request, admission, require_team(outcome.states[2]).keep_prompts)
 
 
 # -- whole answers -----------------------------------------------------------------------------------------------------
@@ -266,6 +269,7 @@ async def _finish(call: Call, index: int, completion: Completion, answer: Callab
         response_sha256=hashlib.sha256(text).hexdigest(),
         response_bytes=len(text),
     )
+    await _keep(call, completion.content, completion.tool_calls, completion.finish_reason)
     kept = _Kept(lambda job: encode(answer(replace(finished, job=job))))
     return replace(finished, job=await _settle(call, finish_call, command, tokens=usage.total_tokens, kept=kept))
 
@@ -317,10 +321,21 @@ async def _fail(call: Call, *, target: int | None = None, answered: str = "") ->
         completion_tokens=completion_tokens,
         attempts=tuple(call.attempts),
     )
+    await _keep(call, answered, None, None)
     code = "provider_not_configured" if call.not_configured else "provider_error"
     code = "request_rejected" if last.outcome == "rejected" else code
     await _settle(call, fail_call, command, tokens=0, failed_with=code)
     return Trouble(code)
+
+
+async def _keep(call: Call, content: str, tool_calls: Any, finish_reason: str | None) -> None:
+    """Keeps what was said, if the team wants that: before the end is on record, so that whoever sees that sees this."""
+    if not call.keeps_prompts:
+        return
+    asked = {"messages": call.request.messages, **call.request.options}
+    answered = {"content": content, "tool_calls": tool_calls or None, "finish_reason": finish_reason}
+    said = Conversation(asked, answered if content or tool_calls or finish_reason else None)
+    await call.house.conversations.keep(call.call_id, call.started.team_id, said)
 
 
 @dataclass(frozen=True, slots=True)
@@ -452,7 +467,8 @@ class Relay:
         try:
             while True:
                 try:
-                    piece = await asyncio.wait_for(self._queue.get(), KEEP_ALIVE_SECONDS)
+                    async with asyncio.timeout(KEEP_ALIVE_SECONDS):
+                        piece = await self._queue.get()
                 except TimeoutError:
                     yield None
                     continue
@@ -491,7 +507,8 @@ class Relay:
             self._queue.put_nowait(piece)
         except asyncio.QueueFull:
             try:
-                await asyncio.wait_for(self._queue.put(piece), CLIENT_PATIENCE_SECONDS)
+                async with asyncio.timeout(CLIENT_PATIENCE_SECONDS):
+                    await self._queue.put(piece)
             except TimeoutError:
                 self._leave()
 
@@ -544,6 +561,7 @@ class Relay:
             response_sha256=hashlib.sha256(text.encode()).hexdigest(),
             response_bytes=len(text.encode()),
         )
+        await _keep(call, "".join(self._texts), self._tool_calls, finish_reason)
         ended = Ended(finish_reason, usage)
         kept = _Kept(lambda _: self._replayed(self._whole(), ended))
         await _settle(call, finish_call, command, tokens=usage.total_tokens, kept=kept)

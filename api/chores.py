@@ -24,11 +24,11 @@ from domain.event import Command
 from domain.job import FailCall, fail_call
 from domain.streams import CREDIT, JOB, TEAM
 from domain.team import RefillPeriod
-from infra import webhooks
+from infra import conversations, webhooks
 from infra.journal import Connection
 from infra.ledger import Unavailable
 from infra.scheduler import OUT_OF_REACH, Chore
-from projections import calls, due, jobs
+from projections import calls, due, jobs, webhook_deliveries
 from projections.calls import OverdueCall
 from projections.jobs import LeftAlone
 
@@ -57,6 +57,9 @@ def chores(house: House) -> Sequence[Chore]:
         Chore("cancel_orphans", often, partial(cancel_orphaned, house)),
         Chore("purge_receipts", seldom, partial(purge_receipts, house)),
         Chore("purge_deliveries", seldom, partial(purge_deliveries, house)),
+        Chore("forget_webhook_secrets", seldom, partial(forget_webhook_secrets, house)),
+        Chore("purge_conversations", seldom, partial(purge_conversations, house)),
+        Chore("rewrap_secrets", seldom, partial(rewrap_secrets, house)),
         Chore("sign_checkpoint", seldom, partial(sign_checkpoint, house)),
     )
 
@@ -140,6 +143,22 @@ async def purge_receipts(house: House, at: datetime) -> int:
 async def purge_deliveries(house: House, at: datetime) -> int:
     """Forgets what webhooks were told long ago."""
     return await _purge(house, webhooks.PURGE, at - webhooks.KEPT_FOR)
+
+
+async def forget_webhook_secrets(house: House, at: datetime) -> int:
+    """Forgets what signed for webhooks and never will again."""
+    async with house.pool.connection() as connection:
+        return await webhook_deliveries.forget_secrets(connection, at)
+
+
+async def purge_conversations(house: House, at: datetime) -> int:
+    """Forgets what was said in calls PROMPTS_KEPT_DAYS ago."""
+    return await _purge(house, conversations.PURGE, at - timedelta(days=house.settings.prompts_kept_days))
+
+
+async def rewrap_secrets(house: House, at: datetime) -> int:
+    """Encrypts with the newest key what older ones of the ring wrote, so that those can leave it."""
+    return await house.secrets.rewrap() + await house.conversations.rewrap()
 
 
 async def sign_checkpoint(house: House, at: datetime) -> int:

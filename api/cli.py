@@ -23,6 +23,7 @@ from psycopg import AsyncConnection
 from api.auditing import NO_JOURNAL, checkpoint, verify
 from api.console import event_line, facts, progress_bar, say, say_json
 from api.database import as_it_is, database
+from api.printing import statement
 from domain.credit import Account, CreditMovement, CreditsGranted, GrantCredits, grant_to_team, require_account
 from domain.errors import NotFound, Refusal
 from domain.event import Command
@@ -219,6 +220,7 @@ def show_movement(recorded: journal.Recorded, before: Account | None, after: Acc
 
 app.command()(verify)
 app.command()(checkpoint)
+app.command()(statement)
 
 
 @app.command()

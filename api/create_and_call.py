@@ -57,6 +57,7 @@ class CreateAndCallController(Controller):
     ) -> Response[CreateAndCallAnswer]:
         """Open a job, call a model once, complete and charge the job."""
         call = await _started(caller, data, streaming=False)
+        caller.answers_with(call.headers)
         try:
             finished = await calling.complete(call, _answer)
         except Trouble as trouble:

@@ -1,7 +1,7 @@
 """Credits: what a team has, how it came by it, and where it went (contract, section 7)."""
 
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime
 from decimal import Decimal
@@ -15,15 +15,26 @@ from litestar.params import FromPath, FromQuery, JSONBody, QueryParameter
 from msgspec import UNSET, Meta, UnsetType
 
 from api.answers import number, number_or_none, reply, ts_or_none
-from api.bodies import ID, Name255, PositiveCredits, Text500, exact
+from api.bodies import (
+    ID,
+    BudgetModeName,
+    Name255,
+    PositiveCredits,
+    RefillPeriodName,
+    Text500,
+    exact,
+    in_utc,
+    known_word,
+    named,
+)
 from api.caller import Caller, admin_only, team_or_admin
 from api.house import House
-from api.listing import Page, Within, chosen, until, wrapped
+from api.listing import Page, Within, chosen, one_of, until, wrapped
 from api.problems import PROBLEMS, Invalid
 from api.shapes import Balance, Timestamp, Transaction, Uuid, balance_answer, transaction_answer
 from domain.charging import RefundJob, refund_job
 from domain.credit import Account, CreditMovement, GrantCredits, GrantKind, grant_to_team, require_account
-from domain.errors import InvalidValue, NotFound
+from domain.errors import NotFound
 from domain.event import Command, Event
 from domain.pricing import BudgetMode
 from domain.streams import CREDIT, JOB, TEAM
@@ -78,14 +89,14 @@ class RatesBody(msgspec.Struct, kw_only=True):
 
 
 class BudgetModeBody(msgspec.Struct, kw_only=True):
-    budget_mode: str
+    budget_mode: BudgetModeName
     tokens_per_credit: PositiveCredits | None = None
     credits_per_dollar: Decimal | None = None
 
 
 class ReplenishBody(msgspec.Struct, kw_only=True):
     credits: PositiveCredits
-    payment_type: str
+    payment_type: Annotated[str, named(PAYMENTS)]
     payment_amount_usd: Decimal | None = None
     reason: Text500 | None = None
     payment_reference: Name255 | None = None
@@ -95,7 +106,7 @@ class ReplenishBody(msgspec.Struct, kw_only=True):
 class AutoRefillBody(msgspec.Struct, kw_only=True):
     enabled: bool
     refill_amount: PositiveCredits | None = None
-    refill_period: str | None = None
+    refill_period: RefillPeriodName | None = None
 
 
 class RefundBody(msgspec.Struct, kw_only=True):
@@ -191,6 +202,9 @@ class Refunded(msgspec.Struct, kw_only=True):
     transaction: Transaction
 
 
+INCLUDABLE = ("holds",)
+
+
 @dataclass(frozen=True, slots=True)
 class Wanted:
     """Which transactions a list shall have."""
@@ -201,14 +215,14 @@ class Wanted:
 
 
 def wanted_of(
-    kind: Annotated[str | None, QueryParameter(name="type", description="A transaction_type")] = None,
+    kind: Annotated[str | None, one_of(transactions.TYPES, name="type")] = None,
     job_id: FromQuery[UUID | None] = None,
-    include: Annotated[str | None, QueryParameter(description="`holds`: holds and releases, too")] = None,
+    include: Annotated[str | None, one_of(INCLUDABLE, description="Holds and releases, too")] = None,
 ) -> Wanted:
     return Wanted(
         transaction_type=chosen("type", kind, transactions.TYPES),
         job_id=None if job_id is None else str(job_id),
-        with_holds=chosen("include", include, ("holds",)) is not None,
+        with_holds=chosen("include", include, INCLUDABLE) is not None,
     )
 
 
@@ -353,7 +367,7 @@ class CreditsController(Controller):
         rate = data.credits_per_dollar
         command = ChangeBudget(
             **caller.signature(),
-            mode=_one_of("budget_mode", data.budget_mode, get_args(BudgetMode)),
+            mode=known_word("budget_mode", data.budget_mode, get_args(BudgetMode)),
             tokens_per_credit=UNSET if data.tokens_per_credit is None else data.tokens_per_credit,
             credits_per_dollar=UNSET if rate is None else exact("credits_per_dollar", rate, above_zero=True),
         )
@@ -365,7 +379,7 @@ class CreditsController(Controller):
         self, caller: NamedDependency[Caller], team_id: FromPath[str], data: JSONBody[ReplenishBody]
     ) -> Response[Replenished]:
         """Book a payment. The same `payment_reference` again is answered as it was the first time, and adds nothing."""
-        kind = PAYMENTS[_one_of("payment_type", data.payment_type, PAYMENTS)]
+        kind = PAYMENTS[known_word("payment_type", data.payment_type, PAYMENTS)]
         amount = None if data.payment_amount_usd is None else exact("payment_amount_usd", data.payment_amount_usd)
         command = GrantCredits(
             **caller.signature(),
@@ -376,7 +390,7 @@ class CreditsController(Controller):
             reason=_with_amount(data.reason, kind, amount),
             payment_amount_usd=amount,
             payment_reference=data.payment_reference,
-            expires_at=data.expires_at,
+            expires_at=in_utc("expires_at", data.expires_at),
         )
         team_id = _team_named(caller, team_id)
         return await caller.carry_out(
@@ -397,7 +411,7 @@ class CreditsController(Controller):
             **caller.signature(),
             enabled=data.enabled,
             refill_credits=data.refill_amount,
-            refill_period=None if period is None else _one_of("refill_period", period, get_args(RefillPeriod)),
+            refill_period=None if period is None else known_word("refill_period", period, get_args(RefillPeriod)),
         )
         team_id = _team_named(caller, team_id)
         return await caller.carry_out(
@@ -436,17 +450,6 @@ def _known(team: TeamRecord | None) -> TeamRecord:
     if team is None:
         raise NotFound("team")
     return team
-
-
-def _one_of(field: str, value: str, words: Iterable[str]) -> Any:
-    """One of some words, in any letter case.
-
-    Raises:
-        InvalidValue: it is another one.
-    """
-    if value.lower() not in words:
-        raise InvalidValue(field)
-    return value.lower()
 
 
 # -- reading -----------------------------------------------------------------------------------------------------------
@@ -525,7 +528,7 @@ async def _grant(
         credits=credits,
         source=body.source or "allocation",
         reason=_agreed(body, "reason", "description"),
-        expires_at=body.expires_at,
+        expires_at=in_utc("expires_at", body.expires_at),
     )
     team_id = _team_named(caller, team_id)
     return await caller.carry_out(grant_to_team, command, CREDIT.stream(team_id), TEAM.stream(team_id), answer=answer)

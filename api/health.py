@@ -1,5 +1,6 @@
 """Whether the process lives, and whether it can do its work."""
 
+from datetime import UTC, datetime
 from ipaddress import ip_address
 from typing import Any
 
@@ -9,7 +10,6 @@ from litestar import Controller, Response, get
 from litestar.di import NamedDependency
 from litestar.handlers import BaseRouteHandler
 from msgspec import UNSET, UnsetType
-from psycopg_pool import PoolTimeout
 
 from api.answers import reply
 from api.caller import Connection, admin_only
@@ -17,6 +17,18 @@ from api.house import House
 from api.problems import problem
 from infra import metrics
 from infra.version import SERVICE, VERSION
+
+POSTGRES_SECONDS = 2.0
+
+_OLDEST = """
+select event.state
+from readmodel.tracking
+join journal.events as event on event.notification_id = tracking.position + 1
+"""
+
+
+class _Written(msgspec.Struct):
+    at: datetime
 
 
 class Health(msgspec.Struct):
@@ -49,28 +61,39 @@ class HealthController(Controller):
     @get(["/health/ready", "/health/db"])
     async def ready(self, house: NamedDependency[House]) -> Response[Any]:
         """The process can do its work: the database answers and the read models keep up."""
-        health = house.engine.health
+        try:
+            lag = await _lag_seconds(house)
+        except (psycopg.OperationalError, psycopg.InterfaceError, OSError):
+            return problem("not_ready", {"reasons": ["postgres is out of reach"]})
         reasons = []
-        if not await _postgres_answers(house):
-            reasons.append("postgres is out of reach")
-        if health.stopped_by:
-            reasons.append(f"projections stopped: {health.stopped_by}")
-        if health.lag_seconds > house.settings.ready_max_lag_seconds:
-            reasons.append(f"projections lag {health.lag_seconds:.0f} s behind")
-        if reasons:
+        if stopped_by := house.engine.health.stopped_by:
+            reasons.append(f"projections stopped: {stopped_by}")
+        if lag is None:
+            reasons.append("projections have not begun")
+        elif lag > house.settings.ready_max_lag_seconds:
+            reasons.append(f"projections lag {lag:.0f} s behind")
+        if lag is None or reasons:
             return problem("not_ready", {"reasons": reasons})
         checks = {
             "postgres": Check("ok"),
             "redis": Check(await house.limits.ping()),
-            "projections": Check("ok", round(health.lag_seconds, 3)),
+            "projections": Check("ok", round(lag, 3)),
         }
         return reply(Readiness("ready", checks))
 
 
 async def from_here_or_admin(connection: Connection, handler: BaseRouteHandler) -> None:
     """Whoever asks from this machine, and administrators from anywhere."""
-    if connection.client is None or not ip_address(connection.client.host).is_loopback:
+    if connection.client is None or not _is_this_machine(connection.client.host):
         await admin_only(connection, handler)
+
+
+def _is_this_machine(host: str) -> bool:
+    """Whether an address is of the machine itself; what a proxy forwards need not be an address (RFC 7239, 6)."""
+    try:
+        return ip_address(host).is_loopback
+    except ValueError:
+        return False
 
 
 class MetricsController(Controller):
@@ -83,10 +106,15 @@ class MetricsController(Controller):
         return Response(metrics.render(), media_type=metrics.CONTENT_TYPE)
 
 
-async def _postgres_answers(house: House) -> bool:
-    try:
-        async with house.pool.connection(timeout=2) as connection:
-            await connection.execute("select 1")
-    except (psycopg.Error, PoolTimeout, OSError):
-        return False
-    return True
+async def _lag_seconds(house: House) -> float | None:
+    """How long the oldest event that the read models do not show has been on record, whichever process projects;
+    None if they have never been made."""
+    async with house.pool.connection(timeout=POSTGRES_SECONDS) as connection:
+        try:
+            oldest = await (await connection.execute(_OLDEST)).fetchone()
+        except psycopg.errors.UndefinedTable:
+            return None
+    if oldest is None:
+        return 0.0
+    written = msgspec.json.decode(oldest[0], type=_Written)
+    return max(0.0, (datetime.now(UTC) - written.at).total_seconds())

@@ -4,11 +4,13 @@ from dataclasses import dataclass
 
 from api.targets import Targets
 from infra.background import Background
+from infra.conversations import Conversations
 from infra.ledger import Ledger
 from infra.limits import Limits
 from infra.llm import Models
 from infra.passwords import Passwords
 from infra.postgres import Pool
+from infra.presence import Presence
 from infra.receipts import Notary
 from infra.secrets import KeyRing, SecretStore
 from infra.settings import Settings
@@ -32,5 +34,7 @@ class House:
     tokens: Tokens
     targets: Targets
     sender: Sender
+    conversations: Conversations
     background: Background
     notary: Notary
+    presence: Presence

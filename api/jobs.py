@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import Mapping
 from dataclasses import dataclass
 from decimal import Decimal
-from typing import Any, Literal, get_args
+from typing import Annotated, Any, Literal, get_args
 from uuid import UUID, uuid4
 
 import msgspec
@@ -17,7 +17,7 @@ from api.answers import number, reply, ts, usd8
 from api.bodies import ID, Name100, Text500, Text1000
 from api.caller import Caller, team_or_admin
 from api.house import House
-from api.listing import Page, Within, chosen, descends, parameters, wrapped
+from api.listing import Order, Page, Within, chosen, descends, one_of, parameters, wrapped
 from api.problems import Trouble
 from api.shapes import (
     CallAnswer,
@@ -149,11 +149,11 @@ class Wanted:
 
 
 def wanted_of(
-    status: FromQuery[str | None] = None,
+    status: Annotated[str | None, one_of(get_args(Status))] = None,
     job_type: FromQuery[str | None] = None,
     user_id: FromQuery[str | None] = None,
-    sort_by: FromQuery[str | None] = None,
-    order: FromQuery[str | None] = None,
+    sort_by: Annotated[str | None, one_of(jobs.SORTS)] = None,
+    order: Order = None,
 ) -> Wanted:
     return Wanted(
         status=chosen("status", status, get_args(Status)),
@@ -217,12 +217,13 @@ class JobsController(Controller):
             job = await _own_job(caller, await jobs.one(connection, uuid_of(job_id, "job")))
             its_calls = await calls.of_job(connection, job.job_id)
             balance = await balances.one(connection, job.team_id)
+        said = await house.conversations.of([call.call_id for call in its_calls]) if caller.is_admin else {}
         remaining = balance.credits_remaining if balance else 0
         return reply(
             JobDetails(
                 **job_fields(job),
                 costs=job_costs(job, remaining, for_admin=caller.is_admin),
-                calls=[call_answer(call, for_admin=caller.is_admin) for call in its_calls],
+                calls=[call_answer(call, said.get(call.call_id), for_admin=caller.is_admin) for call in its_calls],
             )
         )
 

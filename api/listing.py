@@ -18,6 +18,15 @@ from api.problems import Invalid
 
 T = TypeVar("T")
 
+
+def one_of(words: Collection[str], *, name: str | None = None, description: str | None = None) -> QueryParameter:
+    """Says of a query parameter which words it takes; `chosen` sees to it."""
+    return QueryParameter(name=name, description=description, schema_extra={"enum": list(words)})
+
+
+ORDERS = ("asc", "desc")
+
+Order = Annotated[str | None, one_of(ORDERS)]
 StartDate = Annotated[str | None, QueryParameter(description="YYYY-MM-DD or ISO datetime")]
 EndDate = Annotated[str | None, QueryParameter(description="YYYY-MM-DD (the whole day) or ISO datetime")]
 Period = Annotated[str | None, QueryParameter(description="YYYY-MM, YYYY-MM-DD or all")]
@@ -112,14 +121,15 @@ def chosen(name: str, value: str | None, words: Collection[str]) -> str | None:
     """
     if value is None:
         return None
-    if value.lower() not in words:
-        raise Invalid(["query", name], f"expected one of: {', '.join(words)}", "value_error.enum")
-    return value.lower()
+    for word in words:
+        if word.lower() == value.lower():
+            return word
+    raise Invalid(["query", name], f"expected one of: {', '.join(words)}", "value_error.enum")
 
 
 def descends(order: str | None) -> bool:
     """Whether `order` asks for the last ones first, which it does by default."""
-    return chosen("order", order, ("asc", "desc")) != "asc"
+    return chosen("order", order, ORDERS) != "asc"
 
 
 def literal(text: str) -> str:

@@ -86,6 +86,7 @@ class LlmCallsController(Controller):
         """Call a model and wait for its whole answer."""
         asked = calling.question(data)
         call = await calling.start(caller, uuid_of(job_id, "job"), asked, streaming=False)
+        caller.answers_with(call.headers)
         finished = await calling.complete(call, call_answer)
         return reply(call_answer(finished), headers=call.headers)
 
@@ -159,7 +160,10 @@ def relay(call: Call) -> Relay:
 
 
 def event_stream(call: Call, body: AsyncIterator[bytes]) -> Stream:
-    return Stream(body, media_type="text/event-stream", headers={**SSE_HEADERS, **call.headers})
+    """The answer to the client; to be made before the call can have ended."""
+    headers = {**SSE_HEADERS, **call.headers}
+    call.caller.answers_with(headers)
+    return Stream(body, media_type="text/event-stream", headers=headers)
 
 
 async def events(call: Call, stream: Relay) -> AsyncIterator[bytes]:

@@ -17,7 +17,7 @@ from api.answers import number_or_none, reply, ts, usd6
 from api.bodies import NO_CONTROL, Name200, Name255, Text1000, exact
 from api.caller import Caller, admin_only, team_or_admin
 from api.house import House
-from api.listing import Page, chosen, listed
+from api.listing import Page, chosen, listed, one_of
 from api.problems import Invalid
 from api.shapes import Timestamp, Uuid
 from api.targets import Address, ApiKey, address
@@ -160,7 +160,7 @@ class ModelAliasesController(Controller):
         house: NamedDependency[House],
         page: NamedDependency[Page],
         provider: FromQuery[str | None] = None,
-        status: FromQuery[str | None] = None,
+        status: Annotated[str | None, one_of(get_args(AliasStatus))] = None,
         access_group: FromQuery[str | None] = None,
     ) -> Response[list[AliasAnswer]]:
         """Aliases by name: those that the team may use, or all for an administrator.

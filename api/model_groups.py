@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from datetime import datetime
-from typing import Annotated, Literal
+from typing import Annotated, Literal, get_args
 from uuid import uuid4
 
 import msgspec
@@ -15,7 +15,7 @@ from api.answers import reply, ts
 from api.bodies import Name200, Name255, Text1000
 from api.caller import Caller, admin_only, team_or_admin
 from api.house import House
-from api.listing import Page, chosen, listed
+from api.listing import Page, chosen, listed, one_of
 from api.model_aliases import NO_SLASH, list_price, look
 from api.problems import Invalid
 from api.shapes import Timestamp, Uuid
@@ -115,6 +115,9 @@ class ResolutionAnswer(msgspec.Struct, kw_only=True):
     skipped: list[SkippedAnswer] | UnsetType = UNSET
 
 
+STATUSES = (*get_args(GroupStatus), "all")
+
+
 class ModelGroupsController(Controller):
     path = "/api/model-groups"
     tags = ["Model Groups"]
@@ -145,10 +148,10 @@ class ModelGroupsController(Controller):
         self,
         caller: NamedDependency[Caller],
         page: NamedDependency[Page],
-        status: FromQuery[str | None] = None,
+        status: Annotated[str | None, one_of(STATUSES)] = None,
     ) -> Response[list[ModelGroupAnswer]]:
         """Model groups by name, the team's own or all: the active ones, unless `status` asks for others or `all`."""
-        wanted = chosen("status", status, ("active", "inactive", "all")) or "active"
+        wanted = chosen("status", status, STATUSES) or "active"
         catalog, team = await look(caller)
         names = sorted(
             name

@@ -118,19 +118,23 @@ VALIDATION_ERROR: Json = {
 }
 
 
-class Formats(OpenAPISchemaPlugin):
-    """`Uuid` and `Timestamp` are strings of a format, which Litestar does not see."""
+class SpecialStrings(OpenAPISchemaPlugin):
+    """Strings of a format, like `Uuid`, or of a few words, like `BudgetModeName`, which Litestar does not see."""
 
     def is_plugin_supported_field(self, field_definition: FieldDefinition) -> bool:
-        return _format_of(field_definition) is not None
+        return bool(_said_of(field_definition))
 
     def to_openapi_schema(self, field_definition: FieldDefinition, schema_creator: SchemaCreator) -> Schema:
-        return Schema(type=OpenAPIType.STRING, format=_format_of(field_definition))
+        said = _said_of(field_definition)
+        kind = said.get("format")
+        return Schema(
+            type=OpenAPIType.STRING, format=None if kind is None else OpenAPIFormat(kind), enum=said.get("enum")
+        )
 
 
-def _format_of(field: FieldDefinition) -> OpenAPIFormat | None:
+def _said_of(field: FieldDefinition) -> Json:
     found = (each.extra_json_schema for each in field.metadata if isinstance(each, msgspec.Meta))
-    return next((OpenAPIFormat(extra["format"]) for extra in found if extra), None)
+    return next((extra for extra in found if extra), {})
 
 
 class DecimalsAreNumbers(OpenAPISchemaPlugin):
@@ -151,7 +155,7 @@ def document(controllers: Sequence[ControllerRouterHandler], **app: Any) -> Json
         openapi_config=OpenAPIConfig(
             title="SaaS LiteLLM API", version=VERSION, use_handler_docstrings=True, create_examples=False
         ),
-        plugins=[DecimalsAreNumbers(), Formats()],
+        plugins=[DecimalsAreNumbers(), SpecialStrings()],
         **app,
     )
     described = served.openapi_schema.to_schema()
@@ -331,7 +335,8 @@ def _event_stream() -> Json:
         "description": "Server-sent events: chunks of an OpenAI chat completion, then `[DONE]`. A line that begins "
         "with a colon is a comment. A chunk with the key `error` tells of a failure.",
         "headers": {"X-Job-Id": _header("The job"), "X-Call-Id": _header("The call")},
-        "content": {"text/event-stream": {"schema": {"type": "string"}, "example": STREAM}},
+        # No type: to some readers of this document the schema is that of the whole text, to others of one event.
+        "content": {"text/event-stream": {"schema": {}, "example": STREAM}},
     }
 
 

@@ -8,14 +8,14 @@ from uuid import uuid4
 import msgspec
 from litestar import Controller, Response, delete, get, post, put, route
 from litestar.di import NamedDependency
-from litestar.params import FromPath, FromQuery, JSONBody
+from litestar.params import FromPath, JSONBody
 from msgspec import UNSET, Meta, UnsetType
 
 from api.answers import reply, ts, usd6
 from api.bodies import ID, Credits, Name200, Text500
 from api.caller import Caller, admin_only, team_or_admin
 from api.house import House
-from api.listing import Page, chosen, listed, wrapped
+from api.listing import Page, chosen, listed, one_of, wrapped
 from api.problems import PROBLEMS, Invalid
 from api.shapes import Timestamp
 from api.teams import (
@@ -201,7 +201,10 @@ class OrganizationsController(Controller):
 
     @get("", guards=[admin_only])
     async def list_organizations(
-        self, house: NamedDependency[House], page: NamedDependency[Page], status: FromQuery[str | None] = None
+        self,
+        house: NamedDependency[House],
+        page: NamedDependency[Page],
+        status: Annotated[str | None, one_of(get_args(Status))] = None,
     ) -> Response[list[OrganizationAnswer]]:
         """Organizations by id; without a status, all that were not deleted."""
         status = chosen("status", status, get_args(Status))

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Any
 
+import psycopg
 import structlog
 from litestar import Request, Response
 from litestar.enums import ParamType
@@ -23,8 +24,10 @@ from litestar.types import ExceptionHandlersMap
 
 from api.answers import encode
 from domain.errors import OutOfBounds, Refusal
+from infra import metrics
 from infra.ledger import ClaimLost, Unavailable
 from infra.passwords import PasswordsBusy
+from infra.receipts import HistoryRewritten
 
 log = structlog.get_logger()
 
@@ -52,6 +55,7 @@ PROBLEMS: dict[str, Problem] = {
     "setup_done": Problem(400, "The first owner has already been set up"),
     "self_change": Problem(400, "You cannot change this about yourself"),
     "wrong_password": Problem(400, "The current password is wrong"),
+    "too_many_webhooks": Problem(400, "The team has as many webhooks as it may have; remove one first"),
     "period_not_ended": Problem(400, "This period has not ended yet"),
     "period_out_of_order": Problem(400, "An earlier period has to be closed first"),
     "statement_unbalanced": Problem(400, "Opening credits and entries do not add up to the closing credits"),
@@ -76,6 +80,7 @@ PROBLEMS: dict[str, Problem] = {
     "organization_paused": Problem(429, "The organization is paused"),
     "too_many_attempts": Problem(429, "Too many failed attempts"),
     "internal_error": Problem(500, "Internal server error"),
+    "history_rewritten": Problem(500, "The journal is not the one that was signed; an auditor has to look at it"),
     "provider_error": Problem(500, "The model could not be reached"),
     "unavailable": Problem(503, "Service temporarily unavailable"),
     "provider_not_configured": Problem(503, "The model is not configured"),
@@ -157,8 +162,25 @@ def _unavailable(_: Request[Any, Any, Any], error: Unavailable) -> Response[Any]
     return problem("unavailable", headers={"Retry-After": str(error.retry_after_s)})
 
 
+def _away(_: Request[Any, Any, Any], error: Exception) -> Response[Any]:
+    log.warning("request.without_database", reason=repr(error))
+    return problem("unavailable")
+
+
+def _not_built(_: Request[Any, Any, Any], error: Exception) -> Response[Any]:
+    """Migrations make all tables but those of the read models, which are built while the server answers."""
+    log.warning("request.before_read_model", reason=str(error).partition("\n")[0])
+    return problem("not_ready", {"reasons": ["a read model is being built"]})
+
+
 def _busy(_: Request[Any, Any, Any], __: PasswordsBusy) -> Response[Any]:
     return problem("unavailable")
+
+
+def _rewritten(request: Request[Any, Any, Any], error: HistoryRewritten) -> Response[Any]:
+    log.error("history.rewritten", path=request.url.path, reason=str(error))
+    metrics.replay_disagreed(1)
+    return problem("history_rewritten")
 
 
 def _claim_lost(_: Request[Any, Any, Any], __: ClaimLost) -> Response[Any]:
@@ -215,8 +237,13 @@ HANDLERS: ExceptionHandlersMap = {
     Trouble: _troubled,
     Invalid: _invalid,
     Unavailable: _unavailable,
+    psycopg.OperationalError: _away,
+    psycopg.InterfaceError: _away,
+    psycopg.errors.UndefinedTable: _not_built,
+    psycopg.errors.UndefinedColumn: _not_built,
     PasswordsBusy: _busy,
     ClaimLost: _claim_lost,
+    HistoryRewritten: _rewritten,
     ValidationException: _parameters,
     HTTPException: _http,
     Exception: _crashed,

@@ -21,7 +21,7 @@ from api.listing import MOST_OFFSET
 from api.problems import Invalid
 from api.shapes import Timestamp, Uuid
 from domain.errors import NotFound
-from infra.receipts import Checkpoint, statement_of
+from infra.receipts import Checkpoint, leaf_of, statement_of
 from projections import evidence
 
 receipts_door = Door(teams=True, reading="audit")
@@ -129,7 +129,8 @@ class ReceiptsController(Controller):
             [event] = await evidence.at(connection, [place.position])
             previous = await evidence.hash_before(connection, place.position)
         checkpoint = await _covering(house, place.position, size)
-        proof = await house.notary.inclusion(event.position, checkpoint.size)
+        leaf = leaf_of(event.topic, event.state, event.hash)
+        proof = await house.notary.inclusion(event.position, leaf, checkpoint)
         statement = statement_of(event.topic, event.state)
         assert statement is not None
         answer = ReceiptAnswer(

@@ -13,7 +13,7 @@ from msgspec import UNSET, UnsetType
 from api.answers import hundredths, reply, usd6
 from api.caller import admin_only
 from api.house import House
-from api.listing import EndDate, Page, StartDate, Within, chosen, descends, wrapped
+from api.listing import EndDate, Order, Page, StartDate, Within, chosen, descends, one_of, wrapped
 from api.organizations import known
 from api.problems import Invalid
 from api.tables import MOST_ROWS, AskedFormat, format_of, table
@@ -26,7 +26,7 @@ MOST_ON_TOP = 10
 NOBODY = "unknown"  # the provider of a call that failed before one was found
 
 GroupBy = Annotated[str, QueryParameter(description=f"Some of {', '.join(DIMENSIONS)}, with commas between them")]
-SortBy = Annotated[str | None, QueryParameter(description=f"One of {', '.join(SORTINGS)}; by the names otherwise")]
+SortBy = Annotated[str | None, one_of(SORTINGS, description="By the names otherwise")]
 
 # -- answers -----------------------------------------------------------------------------------------------------------
 
@@ -232,7 +232,7 @@ class ReportsController(Controller):
         resolved_model: FromQuery[str | None] = None,
         purpose: FromQuery[str | None] = None,
         sort_by: SortBy = None,
-        order: FromQuery[str | None] = None,
+        order: Order = None,
         asked: AskedFormat = None,
     ) -> Response[CostReport]:
         """What calls cost us and the teams, in any grouping; `sort_by` with `limit` makes a top list of it."""

@@ -14,6 +14,7 @@ from api.answers import number, number_or_none, percent, ts, ts_or_none, usd6, u
 from domain.event import Json
 from domain.job import EndedCall, Job, RunningCall
 from domain.pricing import subtract
+from infra.conversations import Conversation
 from projections.balances import BalanceRecord
 from projections.calls import CallRecord
 from projections.jobs import JobRecord
@@ -156,8 +157,8 @@ class CallAnswer(msgspec.Struct, kw_only=True):
     cost_markup_percentage: Decimal | UnsetType = UNSET
     usage_estimated: bool | UnsetType = UNSET
     attempts: list[AttemptAnswer] | UnsetType = UNSET
-    request_data: Any = UNSET
-    response_data: Any = UNSET
+    request_data: Mapping[str, Any] | UnsetType | None = UNSET
+    response_data: Mapping[str, Any] | UnsetType | None = UNSET
 
 
 def balance_answer(team: TeamRecord, balance: BalanceRecord, *, for_admin: bool) -> Balance:
@@ -266,7 +267,8 @@ def calls_of(job: Job) -> list[CallRecord]:
     return [CallRecord.of(call) for call in sorted(calls, key=lambda call: call.created_at)]
 
 
-def call_answer(call: CallRecord, *, for_admin: bool) -> CallAnswer:
+def call_answer(call: CallRecord, said: Conversation | None = None, *, for_admin: bool) -> CallAnswer:
+    """A call, for administrators with prices and targets and, if it is kept, with what was said."""
     tokens = call.prompt_tokens + call.completion_tokens
     answer = CallAnswer(
         call_id=call.call_id,
@@ -302,7 +304,8 @@ def call_answer(call: CallRecord, *, for_admin: bool) -> CallAnswer:
     answer.usage_estimated = call.usage_estimated
     answer.error = call.provider_error or call.error
     answer.attempts = _attempts(call)
-    answer.request_data = answer.response_data = None
+    answer.request_data = None if said is None else said.request
+    answer.response_data = None if said is None else said.response
     return answer
 
 

@@ -4,7 +4,7 @@ from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from decimal import Decimal
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import msgspec
 from litestar import Controller, Request, Response, get, post
@@ -14,10 +14,10 @@ from litestar.params import FromPath
 from api.answers import encode, number_or_none, ts, ts_or_none, usd6
 from api.caller import Caller, admin_only
 from api.house import House
-from api.listing import MOST_OFFSET, Page, wrapped
+from api.listing import MOST_OFFSET, Page, one_of, wrapped
 from api.shapes import Timestamp
 from api.statement_page import Line, add_lines, page_of_statement
-from api.tables import MEDIA_TYPES, AskedFormat, Format, csv_lines, format_of, streamed
+from api.tables import MEDIA_TYPES, Format, csv_lines, format_of, streamed
 from domain.credit import CreditMovement
 from domain.errors import NotFound
 from domain.organization import Organization
@@ -170,7 +170,7 @@ class StatementsController(Controller):
         page: NamedDependency[Page],
         team_id: FromPath[str],
         period: FromPath[str],
-        asked: AskedFormat = None,
+        asked: Annotated[str | None, one_of(FORMATS, name="format", description="Or say so in Accept")] = None,
     ) -> Response[StatementAnswer]:
         """A team's statement (`YYYY-MM`): balances, entries and usage; a preview while it is open. Also as a page."""
         kind = format_of(request, asked, FORMATS)
@@ -179,10 +179,10 @@ class StatementsController(Controller):
         if kind in ("csv", "ndjson"):
             pieces = _csv(house, covered) if kind == "csv" else _lines(house, covered)
             return streamed(pieces, kind, total, f"statement-{team_id}-{period}")
-        answer = await _answer(house, covered, page)
         if kind == "html":
-            return await _page(house, covered, answer)
-        return wrapped(answer, total)
+            safe = {"Content-Security-Policy": "default-src 'none'; style-src 'unsafe-inline'"}
+            return Response[Any](await _html(house, covered), media_type=MEDIA_TYPES[kind], headers=safe)
+        return wrapped(await _answer(house, covered, page), total)
 
     @post("/{team_id:str}/{period:str}/close", status_code=200)
     async def close(
@@ -447,15 +447,39 @@ def _balance(name: str, at: datetime, credits: int) -> list[Any]:
     return [known.get(column) for column in COLUMNS]
 
 
-async def _page(house: House, covered: Covered, answer: StatementAnswer) -> Response[Any]:
+async def _html(house: House, covered: Covered) -> str:
     lines: list[Line] = []
     async for entries in _every_entry(house, covered):
         add_lines(lines, entries)
-    html = page_of_statement(answer, lines, covered.starts_at, covered.ends_at)
-    safe = {"Content-Security-Policy": "default-src 'none'; style-src 'unsafe-inline'"}
-    return Response(html, media_type=MEDIA_TYPES["html"], headers=safe)
+    answer = await _answer(house, covered, Page(limit=0))  # the lines are its entries
+    return page_of_statement(answer, lines, covered.starts_at, covered.ends_at)
 
 
 async def _lines(house: House, covered: Covered) -> AsyncIterator[bytes]:
     async for entries in _every_entry(house, covered):
         yield b"".join(encode(entry) + b"\n" for entry in entries)
+
+
+async def statement_as(house: House, team_id: str, period: str, kind: Format) -> AsyncIterator[str]:
+    """A whole statement in pieces, each as the endpoint would answer it, but JSON without pages.
+
+    Args:
+        kind: one of FORMATS.
+
+    Raises:
+        NotFound: there is no such team, or no statement of it for this period (yet).
+        Invalid: the period is not a month, `YYYY-MM`.
+    """
+    covered = await _covered(house, team_id, period)
+    match kind:
+        case "csv":
+            async for piece in _csv(house, covered):
+                yield piece
+        case "ndjson":
+            async for lines in _lines(house, covered):
+                yield lines.decode()
+        case "html":
+            yield await _html(house, covered)
+        case "json":
+            everything = Page(limit=covered.summary.totals.entries)
+            yield encode(await _answer(house, covered, everything)).decode() + "\n"

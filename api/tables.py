@@ -7,11 +7,10 @@ from typing import Annotated, Any, Literal, cast
 
 import msgspec
 from litestar import Request, Response
-from litestar.params import QueryParameter
 from litestar.response import Stream
 
 from api.answers import encode
-from api.listing import TOTAL, chosen
+from api.listing import TOTAL, chosen, one_of
 
 Format = Literal["json", "csv", "ndjson", "html"]
 TABLE: tuple[Format, ...] = ("json", "csv", "ndjson")
@@ -24,10 +23,7 @@ MEDIA_TYPES: dict[Format, str] = {
     "json": "application/json",
 }
 
-AskedFormat = Annotated[
-    str | None,
-    QueryParameter(name="format", description="json, csv, ndjson (of a statement also html); or say so in Accept"),
-]
+AskedFormat = Annotated[str | None, one_of(TABLE, name="format", description="Or say so in Accept")]
 
 
 def format_of(request: Request[Any, Any, Any], asked: str | None, offered: Sequence[Format] = TABLE) -> Format:

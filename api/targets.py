@@ -8,11 +8,10 @@ address for whatever key is used there.
 
 import time
 from collections import OrderedDict
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager
 from typing import Annotated, TypeVar
 from urllib.parse import urlsplit
-from uuid import UUID, uuid4
+from uuid import UUID
 
 import psycopg
 import structlog
@@ -20,12 +19,12 @@ from msgspec import Meta
 from psycopg_pool import PoolTimeout
 
 from api.bodies import NO_CONTROL
+from api.keeping import keeping_if_given
 from api.problems import Invalid
 from domain import catalog
 from domain.credential import Credential, Credentials, active_credential, named_credential
-from domain.errors import Refusal
 from domain.streams import CREDENTIALS, THE_CATALOG
-from infra.ledger import ClaimLost, Ledger, Unavailable
+from infra.ledger import Ledger, Unavailable
 from infra.llm import ProviderFailure, Target
 from infra.secrets import SecretMissing, SecretStore, Undecryptable
 
@@ -93,22 +92,9 @@ class Targets:
 
     # -- for whoever writes aliases and credentials --------------------------------------------------------------------
 
-    @asynccontextmanager
-    async def keeping(self, api_key: str | None) -> AsyncIterator[str | None]:
-        """Keeps a key for as long as a command needs it: for good, unless the command is refused.
-
-        If nobody knows whether the command was carried out, the key stays: an event may speak of it.
-        """
-        if not api_key:
-            yield None
-            return
-        secret_id = uuid4()
-        await self._secrets.put(secret_id, PROVIDER_KEY, api_key.encode())
-        try:
-            yield str(secret_id)
-        except (Refusal, ClaimLost):
-            await self._secrets.delete(secret_id)
-            raise
+    def keeping(self, api_key: str | None) -> AbstractAsyncContextManager[str | None]:
+        """Keeps a key for as long as a command needs it: for good, unless the command is refused."""
+        return keeping_if_given(self._secrets, PROVIDER_KEY, api_key)
 
     async def forget(self, secret_id: str | None) -> None:
         """Deletes a key that nothing refers to any more."""

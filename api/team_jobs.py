@@ -128,12 +128,14 @@ class TeamJobRowsController(Controller):
                 raise NotFound("job")
             its_calls = await calls.of_job(connection, job.job_id)
             retries = await calls.retries(connection, [job.job_id])
+        said = await house.conversations.of([call.call_id for call in its_calls])
         details = JobRowDetails(
             **_row(job, retries.get(job.job_id, 0)),
             started_at=ts_or_none(job.started_at),
             error_message=job.error_message,
         )
-        return reply(JobWithCalls(details, [call_answer(call, for_admin=True) for call in its_calls]))
+        answers = [call_answer(call, said.get(call.call_id), for_admin=True) for call in its_calls]
+        return reply(JobWithCalls(details, answers))
 
 
 def _row(job: JobRecord, retries: int) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 import asyncio
 import hmac
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from decimal import Decimal
 from typing import Annotated, Any, Literal, get_args
@@ -15,16 +15,26 @@ from litestar.params import FromPath, FromQuery, JSONBody
 from msgspec import UNSET, Meta, UnsetType
 
 from api.answers import number, reply, ts, usd6
-from api.bodies import ID, Credits, Name200, PositiveCredits, Text500, exact
+from api.bodies import (
+    ID,
+    BudgetModeName,
+    ChargePolicyName,
+    Credits,
+    Name200,
+    PositiveCredits,
+    Text500,
+    exact,
+    known_word,
+)
 from api.caller import Caller, admin_only, team_or_admin
 from api.house import House
-from api.listing import Page, chosen, listed
+from api.listing import Page, chosen, listed, one_of
 from api.problems import Invalid, Trouble
 from api.shapes import Balance, Timestamp, Uuid, balance_answer
 from domain.catalog import EMPTY, Alias, Catalog, InAccessGroups, usable_aliases
 from domain.charging import CancelJob, cancel_job
 from domain.credit import Account, SetAllocation, require_account
-from domain.errors import InvalidValue, JobClosed, NotFound, OutOfBounds
+from domain.errors import JobClosed, NotFound, OutOfBounds
 from domain.event import Json, JsonObject
 from domain.job import MAX_METADATA_BYTES
 from domain.onboarding import (
@@ -72,7 +82,7 @@ Groups = Annotated[list[Name200], Meta(max_length=1000)]
 
 
 class CreateTeamBody(msgspec.Struct, kw_only=True):
-    """An overdraft of null is unlimited."""
+    """An overdraft of null is unlimited. `keep_prompts`: what is asked and answered is kept for administrators."""
 
     organization_id: ID
     team_id: TeamId
@@ -80,15 +90,16 @@ class CreateTeamBody(msgspec.Struct, kw_only=True):
     model_groups: Groups | None = None
     access_groups: Groups | None = None
     credits_allocated: Credits | None = None
-    budget_mode: str | None = None
+    budget_mode: BudgetModeName | None = None
     credits_per_dollar: Decimal | None = None
     tokens_per_credit: PositiveCredits | None = None
     cost_markup_percentage: Decimal | None = None
-    charge_policy: str | None = None
+    charge_policy: ChargePolicyName | None = None
     overdraft_credits: Credits | None = 0
     rpm_limit: PerMinute | None = None
     tpm_limit: PerMinute | None = None
     default_model: Name200 | None = None
+    keep_prompts: bool | None = None
     metadata: JsonObject | None = None
     virtual_key: ChosenKey | None = None
 
@@ -101,15 +112,16 @@ class ReviseTeamBody(msgspec.Struct, kw_only=True):
     access_groups: Groups | None = None
     metadata: JsonObject | None = None
     credits_allocated: Credits | None = None
-    budget_mode: str | None = None
+    budget_mode: BudgetModeName | None = None
     credits_per_dollar: Decimal | UnsetType | None = UNSET
     tokens_per_credit: PositiveCredits | UnsetType | None = UNSET
     cost_markup_percentage: Decimal | None = None
-    charge_policy: str | None = None
+    charge_policy: ChargePolicyName | None = None
     overdraft_credits: Credits | UnsetType | None = UNSET
     rpm_limit: PerMinute | UnsetType | None = UNSET
     tpm_limit: PerMinute | UnsetType | None = UNSET
     default_model: Name200 | UnsetType | None = UNSET
+    keep_prompts: bool | None = None
     status: Literal["active", "suspended", "paused"] | None = None
 
 
@@ -127,7 +139,7 @@ class AccessGroupsBody(msgspec.Struct, kw_only=True):
 
 class MarkupBody(msgspec.Struct, kw_only=True):
     cost_markup_percentage: Decimal
-    budget_mode: str | None = None
+    budget_mode: BudgetModeName | None = None
     credits_per_dollar: Decimal | None = None
 
 
@@ -157,6 +169,7 @@ class TeamAnswer(msgspec.Struct, kw_only=True):
     allowed_model_aliases: list[str]
     allowed_models: list[str]
     default_model: str | None
+    keep_prompts: bool
     budget_mode: str
     credits_per_dollar: Decimal
     tokens_per_credit: int
@@ -238,6 +251,7 @@ class TeamsController(Controller):
             team_alias=data.team_alias,
             metadata=small(data.metadata or {}),
             default_model=data.default_model,
+            keep_prompts=bool(data.keep_prompts),
             groups=(*(data.model_groups or ()), *(data.access_groups or ())),
             budget=_budget(data),
             rpm_limit=data.rpm_limit,
@@ -268,7 +282,7 @@ class TeamsController(Controller):
         house: NamedDependency[House],
         page: NamedDependency[Page],
         organization_id: FromQuery[str | None] = None,
-        status: FromQuery[str | None] = None,
+        status: Annotated[str | None, one_of(get_args(Status))] = None,
     ) -> Response[list[TeamAnswer]]:
         """Teams by id; without a status, all that were not deleted."""
         status = chosen("status", status, get_args(Status))
@@ -333,6 +347,7 @@ class TeamsController(Controller):
                 team_alias=data.team_alias,
                 metadata=UNSET if data.metadata is None else small(data.metadata),
                 default_model=data.default_model,
+                keep_prompts=UNSET if data.keep_prompts is None else data.keep_prompts,
             ),
             budget=_budget_change(signature, data),
             limits=SetLimits(**signature, rpm_limit=data.rpm_limit, tpm_limit=data.tpm_limit),
@@ -552,12 +567,6 @@ def small(metadata: JsonObject) -> JsonObject:
     return metadata
 
 
-def _word(field: str, value: str, words: Iterable[str]) -> Any:
-    if value.lower() not in words:
-        raise InvalidValue(field)
-    return value.lower()
-
-
 def _rate(value: Decimal | UnsetType | None) -> Decimal | UnsetType | None:
     return exact("credits_per_dollar", value, above_zero=True) if isinstance(value, Decimal) else value
 
@@ -566,12 +575,12 @@ def _budget(data: CreateTeamBody) -> Budget:
     rate = _rate(data.credits_per_dollar)
     assert rate is not UNSET
     return Budget(
-        mode=_word("budget_mode", data.budget_mode or "job_based", get_args(BudgetMode)),
+        mode=known_word("budget_mode", data.budget_mode or "job_based", get_args(BudgetMode)),
         credits_per_dollar=rate,
         tokens_per_credit=data.tokens_per_credit,
         markup_percentage=exact("cost_markup_percentage", data.cost_markup_percentage or ZERO),
         overdraft_credits=data.overdraft_credits,
-        charge_policy=_word("charge_policy", data.charge_policy or "all_calls_succeeded", get_args(ChargePolicy)),
+        charge_policy=known_word("charge_policy", data.charge_policy or "all_calls_succeeded", get_args(ChargePolicy)),
     )
 
 
@@ -579,12 +588,12 @@ def _budget_change(signature: Mapping[str, Any], data: ReviseTeamBody) -> Change
     mode, policy, markup = data.budget_mode, data.charge_policy, data.cost_markup_percentage
     return ChangeBudget(
         **signature,
-        mode=UNSET if mode is None else _word("budget_mode", mode, get_args(BudgetMode)),
+        mode=UNSET if mode is None else known_word("budget_mode", mode, get_args(BudgetMode)),
         credits_per_dollar=_rate(data.credits_per_dollar),
         tokens_per_credit=data.tokens_per_credit,
         markup_percentage=UNSET if markup is None else exact("cost_markup_percentage", markup),
         overdraft_credits=data.overdraft_credits,
-        charge_policy=UNSET if policy is None else _word("charge_policy", policy, get_args(ChargePolicy)),
+        charge_policy=UNSET if policy is None else known_word("charge_policy", policy, get_args(ChargePolicy)),
     )
 
 
@@ -655,6 +664,7 @@ def _fields(
         "allowed_model_aliases": aliases,
         "allowed_models": models.models(team) if for_admin else aliases,
         "default_model": team.default_model,
+        "keep_prompts": team.keep_prompts,
         "budget_mode": team.mode,
         "credits_per_dollar": number(terms.credits_per_dollar),
         "tokens_per_credit": terms.tokens_per_credit,

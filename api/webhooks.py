@@ -1,7 +1,6 @@
 """Webhooks: where a team wants to be told, and what became of each telling (contract, section 12)."""
 
-from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Annotated, Any, TypeVar, get_args
 from uuid import UUID, uuid4
@@ -17,10 +16,11 @@ from api.bodies import ID, NO_CONTROL
 from api.caller import Caller, team_or_admin
 from api.house import House
 from api.jobs import uuid_of
-from api.listing import Page, chosen, listed
+from api.keeping import keeping, keeping_if_given
+from api.listing import Page, chosen, listed, one_of
 from api.problems import Invalid
 from api.shapes import Timestamp, Uuid
-from domain.errors import Forbidden, NotFound, Refusal
+from domain.errors import Forbidden, NotFound
 from domain.event import Json, Unset
 from domain.streams import TEAM, WEBHOOK
 from domain.webhook import (
@@ -40,8 +40,8 @@ from domain.webhook import (
 )
 from infra import webhooks as sending
 from infra.addresses import BadTarget, Reason, check_url
-from infra.ledger import ClaimLost, Outcome
-from infra.secrets import SecretStore, new_webhook_secret
+from infra.ledger import Outcome
+from infra.secrets import new_webhook_secret
 from infra.webhooks import AUTH_HEADER, SECRET
 from projections import webhook_deliveries as read_model
 from projections.webhook_deliveries import DeliveryRecord, DeliveryStatus
@@ -131,15 +131,18 @@ class WebhooksController(Controller):
     async def register(
         self, caller: NamedDependency[Caller], house: NamedDependency[House], data: JSONBody[RegisterWebhookBody]
     ) -> Response[WebhookWithSecret]:
-        """Be told of events by HTTP requests to a public address. The secret that signs them is shown this once."""
+        """Be told of events by HTTP requests to a public address.
+
+        The secret that signs them is shown this once. A team has at most 50 webhooks.
+        """
         await _require_good_target(house, data.webhook_url)
         team_id = caller.team_for(data.team_id)
+        so_far = await _number_of(house, team_id)
         webhook_id, secret = str(uuid4()), new_webhook_secret()
         async with (
             keeping(house.secrets, SECRET, secret) as secret_id,
-            keeping(house.secrets, AUTH_HEADER, data.auth_header) as auth_header_id,
+            keeping_if_given(house.secrets, AUTH_HEADER, data.auth_header) as auth_header_id,
         ):
-            assert secret_id is not None
             command = RegisterWebhook(
                 **caller.signature(),
                 webhook_id=webhook_id,
@@ -147,6 +150,7 @@ class WebhooksController(Controller):
                 events=tuple(data.events),
                 secret_id=secret_id,
                 auth_header_id=auth_header_id,
+                so_far=so_far,
             )
             stream = WEBHOOK.stream(webhook_id)
             return await caller.carry_out(
@@ -201,7 +205,7 @@ class WebhooksController(Controller):
             await _require_good_target(house, data.webhook_url)
         before = _own(caller, await _state(caller, webhook_id))
         triggered = await _last_triggered(house, webhook_id)
-        async with keeping(house.secrets, AUTH_HEADER, data.auth_header) as auth_header_id:
+        async with keeping_if_given(house.secrets, AUTH_HEADER, data.auth_header) as auth_header_id:
             command = ChangeWebhook(
                 **caller.signature(),
                 webhook_url=_or_unset(data.webhook_url),
@@ -242,23 +246,20 @@ class WebhooksController(Controller):
     ) -> Response[WebhookWithSecret]:
         """Get a new secret, shown this once. For 24 hours the old one signs as well."""
         webhook_id = uuid_of(webhook_id, "webhook")
-        before = _own(caller, await _state(caller, webhook_id))
+        _own(caller, await _state(caller, webhook_id))
         triggered = await _last_triggered(house, webhook_id)
         secret, signature = new_webhook_secret(), caller.signature()
         async with keeping(house.secrets, SECRET, secret) as secret_id:
-            assert secret_id is not None
             command = RotateWebhookSecret(
                 **signature, secret_id=secret_id, old_valid_until=signature["at"] + ROTATION_OVERLAP
             )
-            answered = await caller.carry_out(
+            return await caller.carry_out(
                 rotate_webhook_secret,
                 command,
                 WEBHOOK.stream(webhook_id),
                 answer=lambda done: _with_secret(done, secret, triggered),
                 is_secret=True,
             )
-        await _forget(house, *(old.secret_id for old in before.old_secrets if old.valid_until <= signature["at"]))
-        return answered
 
     @get("/{webhook_id:str}/deliveries")
     async def list_deliveries(
@@ -267,8 +268,8 @@ class WebhooksController(Controller):
         house: NamedDependency[House],
         page: NamedDependency[Page],
         webhook_id: FromPath[str],
-        status: FromQuery[str | None] = None,
-        event: FromQuery[str | None] = None,
+        status: Annotated[str | None, one_of(get_args(DeliveryStatus))] = None,
+        event: Annotated[str | None, one_of(WEBHOOK_EVENTS)] = None,
     ) -> Response[list[DeliveryAnswer]]:
         """What a webhook was told of, newest first, and what became of it."""
         webhook_id = uuid_of(webhook_id, "webhook")
@@ -323,6 +324,13 @@ def _own(caller: Caller, webhook: W | None) -> W:
     return webhook
 
 
+async def _number_of(house: House, team_id: str) -> int:
+    """How many webhooks a team has: those of a moment ago at least, and all that were answered to anybody."""
+    await house.progress.reach((await house.ledger.read()).position)
+    async with house.pool.connection() as connection:
+        return await read_model.number_of(connection, team_id)
+
+
 async def _last_triggered(house: House, webhook_id: str) -> datetime | None:
     async with house.pool.connection() as connection:
         webhook = await read_model.one(connection, webhook_id)
@@ -335,24 +343,6 @@ async def _require_good_target(house: House, url: str) -> None:
     except BadTarget as bad:
         kind = "value_error.length" if bad.reason == "too_long" else "value_error.format"
         raise Invalid(["body", "webhook_url"], _BAD_TARGETS[bad.reason], kind) from None
-
-
-@asynccontextmanager
-async def keeping(secrets: SecretStore, kind: str, plaintext: str | None) -> AsyncIterator[str | None]:
-    """Keeps a secret for as long as a command needs it: for good, unless the command is refused.
-
-    If nobody knows whether the command was carried out, the secret stays: an event may speak of it.
-    """
-    if not plaintext:
-        yield None
-        return
-    secret_id = uuid4()
-    await secrets.put(secret_id, kind, plaintext.encode())
-    try:
-        yield str(secret_id)
-    except (Refusal, ClaimLost):
-        await secrets.delete(secret_id)
-        raise
 
 
 async def _forget(house: House, *secret_ids: str | None) -> None:

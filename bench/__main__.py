@@ -1,7 +1,12 @@
-"""Runs all benchmarks, one after the other."""
+"""Runs all benchmarks but the long one, or that which is named: `python -m bench scale --events 1_000_000`."""
 
-import runpy
+import sys
+from importlib import import_module
 
-for name in ("append", "http", "projections"):
+QUICK = ("append", "http", "projections")
+
+asked = sys.argv[1:2]
+sys.argv[1:2] = []
+for name in asked or QUICK:
     print(f"\n== bench.{name}", flush=True)
-    runpy.run_module(f"bench.{name}", run_name="__main__")
+    import_module(f"bench.{name}").main()

@@ -1,8 +1,8 @@
-"""Writes the journal of a business that has been running for a while: teams, jobs, calls, credits, mixed as in life.
+"""Writes the journal of a business that has been running for a year: teams, jobs, calls, credits, mixed as in life.
 
-It is made up, but true in itself: every movement says what it left behind, holds become charges or are released, each
-job is charged once, and the chain is whole. It is written with COPY as the owner, past the door, since nobody is there
-yet to be kept from anything; so only into a journal without events.
+It is made up, but true: every event was decided by the domain, on the states that the events before it left behind, so
+an auditor finds nothing in it. It is written with COPY as the owner, past the door, since nobody is there yet to be
+kept from anything; so only into a journal without events.
 
     DATABASE_URL=... python -m bench.generate --events 10_000_000
 """
@@ -12,72 +12,77 @@ import os
 import random
 import sys
 import time
-from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from hashlib import sha256
-from itertools import islice
 from typing import Any
 from uuid import UUID
 
 import psycopg
+from msgspec.structs import replace
 
-from domain.credit import AccountOpened, CreditsCharged, CreditsGranted, CreditsHeld, HoldReleased
-from domain.event import Event
-from domain.job import CallAttemptFailed, CallFailed, CallFinished, CallStarted, JobCompleted, JobCreated, JobFailed
-from domain.organization import OrganizationCreated
-from domain.pricing import ZERO
-from domain.team import Budget, KeyClaimed, TeamCreated, VirtualKeyIssued
+from domain.catalog import AliasTerms, CreateAlias, create_alias
+from domain.charging import (
+    CancelJob,
+    CompleteJob,
+    ExpireJob,
+    FailJob,
+    RefundJob,
+    StartCall,
+    cancel_job,
+    complete_job,
+    expire_job,
+    fail_job,
+    refund_job,
+    start_call,
+)
+from domain.credit import Account, ExpireCredits, GrantCredits, expire_credits, grant_credits
+from domain.event import Command, Event, State
+from domain.job import Attempt, CreateJob, FailCall, FinishCall, Job, create_job, fail_call, finish_call
+from domain.onboarding import CreateTeam, create_team
+from domain.organization import CreateOrganization, create_organization
+from domain.streams import CREDIT, JOB, KEY, ORGANIZATION, TEAM, THE_CATALOG, category_of
+from domain.team import Budget
 from infra import journal, postgres
 from infra.verify import GENESIS
 
 SEED = 20260101
 BEGINNING = datetime(2025, 1, 1, tzinfo=UTC)
+YEAR = timedelta(days=365)
 TEAMS_PER_ORGANIZATION = 5
 EVENTS_PER_TEAM = 2_000
 JOBS_AT_ONCE = 200
-MODELS = (("fast", "openai", "gpt-4o-mini", 15, 60), ("clever", "anthropic", "claude-sonnet-4-5", 300, 1500))
+ENOUGH_CREDITS = 3 * JOBS_AT_ONCE  # whoever has fewer buys a package before the next job
+PACKAGE = 1_000
+PACKAGE_LASTS = timedelta(days=90)
+MOST_ANSWERED = 1_000  # tokens
+
+MODELS = (
+    ("fast", "openai", "gpt-4o-mini", "0.15", "0.60"),
+    ("clever", "anthropic", "claude-sonnet-4-5", "3", "15"),
+    ("own", "vllm", "llama-3.3-70b", "0", "0"),
+)
+BUDGETS = (
+    Budget(),
+    Budget(),
+    Budget(mode="consumption_usd", markup_percentage=Decimal(20)),
+    Budget(mode="consumption_tokens", charge_policy="any_call_succeeded"),
+)
 JOB_TYPES = ("chat", "document_analysis", "summary", "extraction")
 PURPOSES = (None, "draft", "review", "classify")
-TERMS = Budget().terms
+CALLS = (1, 1, 2, 2, 3)
 
 _COPY = """
 copy journal.events (originator_id, originator_version, topic, state, notification_id, hash) from stdin (format binary)
 """
 
-Told = tuple[str, Event]  # the stream, and what happened in it
+Decided = list[tuple[str, int, Event]]  # stream, version, and what happened
 Row = tuple[str, int, str, bytes, int, bytes]
 
 
-@dataclass(slots=True)
-class Team:
-    """One customer, and how its account stands."""
-
-    team_id: str
-    organization_id: str
-    key_id: str
-    is_first: bool  # of its organization
-    allocated: int = 0
-    used: int = 0
-    held: int = 0
-
-    @property
-    def whose(self) -> dict[str, Any]:
-        return {"team_id": self.team_id, "organization_id": self.organization_id}
-
-    @property
-    def left(self) -> dict[str, Any]:
-        return {
-            "allocated_credits": self.allocated,
-            "remaining_credits": self.allocated - self.used,
-            "held_credits": self.held,
-        }
-
-
 class Business:
-    """Tells what happens, one event after the other, without an end.
+    """Decides what happens, one wish after the other, without an end.
 
     Args:
         events: over how many of them a year goes by.
@@ -87,210 +92,247 @@ class Business:
 
     def __init__(self, events: int, teams: int | None = None, seed: int = SEED) -> None:
         self._dice = random.Random(seed)
-        self._teams = [self._team(number) for number in range(teams or max(5, events // EVENTS_PER_TEAM))]
-        self._step = timedelta(days=365) / events
+        self._teams = [f"team-{number}" for number in range(teams or max(5, events // EVENTS_PER_TEAM))]
+        self._keys = [self._id() for _ in self._teams]
+        self._versioned: dict[str, tuple[int, State]] = {}
+        self._step = YEAR / events
         self._at = BEGINNING
+
+    def happens(self) -> Iterator[Decided]:
+        for model in MODELS:
+            yield self._alias(*model)
+        for number in range(len(self._teams)):
+            if number % TEAMS_PER_ORGANIZATION == 0:
+                yield self._organization(number)
+            yield self._team(number)
+        running: list[Iterator[Decided]] = []
+        while True:
+            if len(running) < JOBS_AT_ONCE:
+                running.append(self._job())
+            number = int(len(running) * self._dice.random())
+            decided = next(running[number], None)
+            if decided is None:
+                running[number] = running[-1]
+                running.pop()
+            else:
+                yield decided
+
+    def exactly(self, events: int) -> Iterator[Decided]:
+        """As many events as wanted: where those of a decision would be too many, jobs are opened instead."""
+        for decided in self.happens():
+            if len(decided) > events:
+                break
+            events -= len(decided)
+            yield decided
+        for _ in range(events):
+            yield self._job_created(*self._somebody(), self._id())
+
+    # -- deciding ------------------------------------------------------------------------------------------------------
+
+    def _decide(self, decision: Callable[..., Any], command: Command, *streams: str) -> Decided:
+        """What the ledger does, without a journal."""
+        answer = decision(*(self._state(stream) for stream in streams), command)
+        lists = answer if isinstance(answer, tuple) else (answer,)
+        decided = []
+        for stream, events in zip(streams, lists, strict=True):
+            for event in events:
+                stamped = replace(event, by=command.by, request=command.request)
+                version, state = self._versioned.get(stream, (0, None))
+                self._versioned[stream] = version + 1, category_of(stream).evolve(state, stamped)
+                decided.append((stream, version + 1, stamped))
+        self._at += self._step * len(decided)
+        return decided
+
+    def _state(self, stream: str) -> Any:
+        return self._versioned.get(stream, (0, None))[1]
 
     def _id(self) -> str:
         return str(UUID(int=self._dice.getrandbits(128), version=4))
 
-    def _team(self, number: int) -> Team:
-        organization, place = divmod(number, TEAMS_PER_ORGANIZATION)
-        return Team(f"team-{number}", f"organization-{organization}", self._id(), is_first=place == 0)
-
     def _now(self, by: str) -> dict[str, Any]:
-        self._at += self._step
         return {"at": self._at, "by": by, "request": f"{self._dice.getrandbits(64):016x}"}
 
-    def happens(self) -> Iterator[Told]:
-        for team in self._teams:
-            yield from self._arrives(team)
-        running: list[Iterator[Told]] = []
-        while True:
-            if len(running) < JOBS_AT_ONCE:
-                running.append(self._job())
-            number = self._dice.randrange(len(running))
-            told = next(running[number], None)
-            if told is None:
-                running[number] = running[-1]
-                running.pop()
-            else:
-                yield told
+    # -- before the first job ------------------------------------------------------------------------------------------
 
-    def _arrives(self, team: Team) -> Iterator[Told]:
-        if team.is_first:
-            created = OrganizationCreated(
-                **self._now("master"), organization_id=team.organization_id, name=team.organization_id, metadata={}
-            )
-            yield f"organization-{team.organization_id}", created
-        yield f"team-{team.team_id}", TeamCreated(**self._now("master"), **team.whose, metadata={})
-        digest = sha256(team.key_id.encode()).hexdigest()
-        yield (
-            f"team-{team.team_id}",
-            VirtualKeyIssued(
-                **self._now("master"), team_id=team.team_id, key_id=team.key_id, key_hash=digest, masked="sk-...abcd"
-            ),
+    def _alias(self, name: str, provider: str, model: str, price_input: str, price_output: str) -> Decided:
+        terms = AliasTerms(
+            provider=provider,
+            actual_model=model,
+            display_name=name,
+            pricing_input=Decimal(price_input),
+            pricing_output=Decimal(price_output),
         )
-        yield f"key-{digest}", KeyClaimed(**self._now("master"), **team.whose, key_hash=digest, key_id=team.key_id)
-        yield f"credit-{team.team_id}", AccountOpened(**self._now("master"), **team.whose)
+        wish = CreateAlias(**self._now("master"), alias_id=self._id(), model_alias=name, terms=terms)
+        return self._decide(create_alias, wish, THE_CATALOG)
 
-    def _job(self) -> Iterator[Told]:
+    def _organization(self, number: int) -> Decided:
+        name = _organization_of(number)
+        wish = CreateOrganization(**self._now("master"), organization_id=name, name=name, metadata={})
+        return self._decide(create_organization, wish, ORGANIZATION.stream(name))
+
+    def _team(self, number: int) -> Decided:
+        team_id, organization_id = self._teams[number], _organization_of(number)
+        digest = sha256(self._keys[number].encode()).hexdigest()
+        wish = CreateTeam(
+            **self._now("master"),
+            team_id=team_id,
+            organization_id=organization_id,
+            metadata={},
+            budget=BUDGETS[number % len(BUDGETS)],
+            key_id=self._keys[number],
+            key_hash=digest,
+            key_masked="sk-...abcd",
+            transaction_id=self._id(),
+        )
+        streams = TEAM.stream(team_id), CREDIT.stream(team_id), KEY.stream(digest), ORGANIZATION.stream(organization_id)
+        return self._decide(create_team, wish, *streams, THE_CATALOG)
+
+    # -- a job ---------------------------------------------------------------------------------------------------------
+
+    def _somebody(self) -> tuple[str, str]:
+        """A team and its key; some are much busier than others."""
+        number = int(len(self._teams) * self._dice.random() ** 2)
+        return self._teams[number], self._keys[number]
+
+    def _job(self) -> Iterator[Decided]:
         dice = self._dice
-        team = self._teams[int(len(self._teams) * dice.random() ** 2)]  # some are much busier than others
-        job_id, by = self._id(), team.key_id
-        job, account = f"job-{job_id}", f"credit-{team.team_id}"
-        if team.allocated - team.used - team.held < 10:
-            yield account, self._granted(team)
-        created = JobCreated(
+        team_id, by = self._somebody()
+        job_id = self._id()
+        job, account = JOB.stream(job_id), CREDIT.stream(team_id)
+        yield self._topped_up(account)
+        yield self._job_created(team_id, by, job_id)
+        if dice.random() > 0.02:  # the others are forgotten
+            for _ in range(dice.choice(CALLS)):
+                yield from self._call(job, account, TEAM.stream(team_id), by)
+        yield self._ended(job, account, TEAM.stream(team_id), by)
+        ended: Job = self._state(job)
+        if ended.credits_charged and dice.random() < 0.01:
+            wish = RefundJob(**self._now("master"), transaction_id=self._id(), reason="goodwill")
+            yield self._decide(refund_job, wish, job, account)
+        del self._versioned[job]
+
+    def _topped_up(self, stream: str) -> Decided:
+        """Old credits go, new ones come, if it is time for that."""
+        account: Account = self._state(stream)
+        happened: Decided = []
+        if account.expiring and account.expiring[0].expires_at <= self._at:
+            happened += self._decide(expire_credits, ExpireCredits(**self._now("system")), stream)
+            account = self._state(stream)
+        if account.remaining - account.held < ENOUGH_CREDITS:
+            wish = GrantCredits(
+                **self._now("master"),
+                transaction_id=self._id(),
+                credits=PACKAGE,
+                kind="subscription_payment",
+                reason="package",
+                payment_amount_usd=Decimal(100),
+                expires_at=self._at + PACKAGE_LASTS,
+            )
+            happened += self._decide(grant_credits, wish, stream)
+        return happened
+
+    def _job_created(self, team_id: str, by: str, job_id: str) -> Decided:
+        dice = self._dice
+        wish = CreateJob(
             **self._now(by),
-            **team.whose,
             job_id=job_id,
+            team_id=team_id,
             job_type=dice.choice(JOB_TYPES),
-            user_id=f"user-{dice.randrange(1000)}" if dice.random() < 0.5 else None,
-            metadata={"source": "api", "batch": dice.randrange(100)},
+            user_id=f"user-{dice.getrandbits(10)}" if dice.random() < 0.5 else None,
+            metadata={"source": "api", "batch": dice.getrandbits(7)},
         )
-        yield job, created
-        calls = dice.choice((1, 1, 2, 2, 3, 5))
-        tokens, cost, failed = 0, ZERO, False
-        for number in range(calls):
-            if number == 0:
-                team.held += 1
-                yield account, self._moved(CreditsHeld, team, by, job_id=job_id)
-            started = self._started(team, job_id, first=number == 0)
-            yield job, started
-            if dice.random() < 0.03:
-                yield job, self._attempt_failed(job_id, started.call_id)
-            failed = dice.random() < 0.03
-            if failed:
-                yield job, self._call_failed(team, job_id, started.call_id)
-                break
-            finished = self._finished(team, job_id, started.call_id, started.model)
-            tokens += finished.prompt_tokens + finished.completion_tokens
-            cost += finished.client_cost_usd
-            yield job, finished
-        team.held -= 1
-        if failed:
-            yield account, self._moved(HoldReleased, team, by, job_id=job_id)
-        else:
-            team.used += 1
-            charged: dict[str, Any] = {
-                "credits_from_hold": 1,
-                "terms": TERMS,
-                "client_cost_usd": cost,
-                "tokens": tokens,
-            }
-            yield account, self._moved(CreditsCharged, team, by, job_id=job_id, **charged)
-        ended: type[JobCompleted | JobFailed] = JobFailed if failed else JobCompleted
-        end = ended(
+        return self._decide(create_job, wish, JOB.stream(job_id), TEAM.stream(team_id))
+
+    def _call(self, job: str, account: str, team: str, by: str) -> Iterator[Decided]:
+        dice = self._dice
+        call_id, prompt_tokens = self._id(), 10 + dice.getrandbits(11)
+        wish = StartCall(
             **self._now(by),
-            **team.whose,
-            job_id=job_id,
-            credit_applied=not failed,
-            credits_charged=int(not failed),
-            credits_remaining=team.allocated - team.used,
-            total_calls=calls,
-            duration_seconds=dice.randrange(1, 100),
-        )
-        yield job, end
-
-    def _granted(self, team: Team) -> Event:
-        team.allocated += 1000
-        granted: dict[str, Any] = {"kind": "allocation", "reason": "monthly package", "credits": 1000}
-        return self._moved(CreditsGranted, team, "master", **granted)
-
-    def _moved(self, kind: Callable[..., Event], team: Team, by: str, /, *, credits: int = 1, **more: Any) -> Event:
-        return kind(**self._now(by), transaction_id=self._id(), **team.whose, credits=credits, **team.left, **more)
-
-    def _started(self, team: Team, job_id: str, *, first: bool) -> CallStarted:
-        now = self._now(team.key_id)
-        return CallStarted(
-            **now,
-            **team.whose,
-            job_id=job_id,
-            call_id=self._id(),
-            model=self._dice.choice(MODELS)[0],
-            targets=(),
-            purpose=self._dice.choice(PURPOSES),
-            streaming=self._dice.random() < 0.3,
-            estimated_tokens=1000,
-            estimated_cost_usd=Decimal("0.00100000"),
-            held_credits=int(first),
-            terms=TERMS if first else None,
-            deadline=now["at"] + timedelta(minutes=10),
-            request_sha256=f"{self._dice.getrandbits(256):064x}",
-            request_bytes=self._dice.randrange(100, 10_000),
-        )
-
-    def _attempt_failed(self, job_id: str, call_id: str) -> CallAttemptFailed:
-        return CallAttemptFailed(
-            **self._now("system"),
-            job_id=job_id,
             call_id=call_id,
+            model=dice.choice(MODELS)[0],
+            purpose=dice.choice(PURPOSES),
+            streaming=dice.random() < 0.3,
+            prompt_tokens=prompt_tokens,
+            output_tokens=MOST_ANSWERED,
+            open_aliases=True,
+            longest_attempt=timedelta(minutes=10),
+            request_sha256=f"{dice.getrandbits(256):064x}",
+            request_bytes=prompt_tokens * 4,
+            metadata={},
+        )
+        organization = ORGANIZATION.stream(self._state(team).organization_id)
+        yield self._decide(start_call, wish, job, account, team, organization, THE_CATALOG)
+        if dice.random() < 0.03:
+            yield self._decide(fail_call, self._failure(call_id), job)
+        else:
+            yield self._decide(finish_call, self._answer(call_id, prompt_tokens, by), job)
+
+    def _failure(self, call_id: str) -> FailCall:
+        latency_ms = self._dice.randrange(10, 30_000)
+        attempt = Attempt(
             target="primary",
-            resolved_model="gpt-4o-mini",
+            resolved_model="primary",
             outcome="error",
             http_status=503,
             error="overloaded",
-            latency_ms=self._dice.randrange(10, 1000),
+            latency_ms=latency_ms,
         )
-
-    def _call_failed(self, team: Team, job_id: str, call_id: str) -> CallFailed:
-        return CallFailed(
+        return FailCall(
             **self._now("system"),
-            **team.whose,
-            job_id=job_id,
             call_id=call_id,
             error=self._dice.choice(("provider_error", "request_rejected", "timeout")),
             provider_error="overloaded",
             http_status=503,
-            latency_ms=self._dice.randrange(10, 30_000),
+            latency_ms=latency_ms,
+            attempts=(attempt,),
         )
 
-    def _finished(self, team: Team, job_id: str, call_id: str, model: str) -> CallFinished:
+    def _answer(self, call_id: str, prompt_tokens: int, by: str) -> FinishCall:
         dice = self._dice
-        alias, provider, resolved, price_in, price_out = next(each for each in MODELS if each[0] == model)
-        prompt, completion = dice.randrange(10, 4000), dice.randrange(1, 1000)
-        costs = [Decimal(prompt * price_in).scaleb(-8), Decimal(completion * price_out).scaleb(-8)]
-        return CallFinished(
-            **self._now(team.key_id),
-            **team.whose,
-            job_id=job_id,
+        completion_tokens = 1 + int(MOST_ANSWERED * dice.random())
+        return FinishCall(
+            **self._now(by),
             call_id=call_id,
-            target=alias,
-            alias=alias,
-            provider=provider,
-            resolved_model=resolved,
-            prompt_tokens=prompt,
-            completion_tokens=completion,
+            target=0,
+            prompt_tokens=prompt_tokens,
+            completion_tokens=completion_tokens,
             usage_estimated=False,
-            price_input_usd_per_million=Decimal(price_in) / 100,
-            price_output_usd_per_million=Decimal(price_out) / 100,
-            unpriced=False,
-            markup_percentage=ZERO,
-            input_cost_usd=costs[0],
-            output_cost_usd=costs[1],
-            provider_cost_usd=sum(costs, ZERO),
-            client_cost_usd=sum(costs, ZERO),
-            latency_ms=dice.randrange(100, 20_000),
+            latency_ms=100 + completion_tokens * 10,
             finish_reason="stop",
-            partial=False,
             response_sha256=f"{dice.getrandbits(256):064x}",
-            response_bytes=completion * 5,
+            response_bytes=completion_tokens * 5,
         )
 
+    def _ended(self, job: str, account: str, team: str, by: str) -> Decided:
+        """Who opened a job and called nobody has forgotten it; others end it, nearly always well."""
+        opened: Job = self._state(job)
+        ending: dict[str, Any] = {**self._now(by), "charge_id": self._id()}
+        luck = self._dice.random()
+        if not opened.total_calls or luck < 0.02:
+            return self._decide(expire_job, ExpireJob(**ending, idle=timedelta()), job, account)
+        if luck < 0.03:
+            return self._decide(cancel_job, CancelJob(**ending), job, account)
+        if luck < 0.06:
+            return self._decide(fail_job, FailJob(**ending, metadata={}), job, account)
+        return self._decide(complete_job, CompleteJob(**ending, metadata={}), job, account, team)
 
-def rows(told: Iterable[Told]) -> Iterator[Row]:
+
+def _organization_of(number: int) -> str:
+    return f"organization-{number // TEAMS_PER_ORGANIZATION}"
+
+
+# -- writing -----------------------------------------------------------------------------------------------------------
+
+
+def rows(decisions: Iterable[Decided]) -> Iterator[Row]:
     """Events as the table has them, each vouching for all before it."""
-    versions: Counter[str] = Counter()
-    digest = GENESIS
-    for position, (stream, event) in enumerate(told, start=1):
-        versions[stream] += 1
-        version, topic, state = versions[stream], type(event).__name__, journal.encode(event)
-        said = b"%b\0%b%b\0%b" % (stream.encode(), version.to_bytes(8), topic.encode(), state)
-        digest = sha256(digest + said).digest()
-        if isinstance(event, JobCompleted | JobFailed):
-            del versions[stream]  # it ends here
-        yield stream, version, topic, state, position, digest
+    digest, position = GENESIS, 0
+    for decided in decisions:
+        for stream, version, event in decided:
+            topic, state = type(event).__name__, journal.encode(event)
+            said = b"%b\0%b%b\0%b" % (stream.encode(), version.to_bytes(8), topic.encode(), state)
+            digest, position = sha256(digest + said).digest(), position + 1
+            yield stream, version, topic, state, position, digest
 
 
 def generate(
@@ -300,6 +342,7 @@ def generate(
 
     Args:
         dsn: of the role that owns it.
+        events: how many there shall be; more than it takes to set up the teams.
         progress: called now and then with the position reached.
     """
     with psycopg.connect(dsn) as connection:
@@ -309,7 +352,7 @@ def generate(
         digest = GENESIS
         with connection.cursor().copy(_COPY) as copy:
             copy.set_types(["text", "int8", "text", "bytea", "int8", "bytea"])
-            for row in rows(islice(Business(events, teams, seed).happens(), events)):
+            for row in rows(Business(events, teams, seed).exactly(events)):
                 copy.write_row(row)
                 *_, position, digest = row
                 if progress is not None and position % 10_000 == 0:

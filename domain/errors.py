@@ -232,6 +232,14 @@ class TooManyAttempts(Refusal):
 
 
 @dataclass(eq=False)
+class TooManyWebhooks(Refusal):
+    """Each event of a team is sent to each of its webhooks, so there is a limit to their number."""
+
+    code = "too_many_webhooks"
+    limit: int
+
+
+@dataclass(eq=False)
 class PeriodNotEnded(Refusal):
     """More may happen in this period, so its statement cannot be closed yet."""
 

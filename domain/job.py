@@ -188,6 +188,17 @@ class Attempt(Record):
     error: str
     latency_ms: int
 
+    @classmethod
+    def of(cls, event: CallAttemptFailed) -> "Attempt":
+        return cls(
+            target=event.target,
+            resolved_model=event.resolved_model,
+            outcome=event.outcome,
+            http_status=event.http_status,
+            error=event.error,
+            latency_ms=event.latency_ms,
+        )
+
 
 class RunningCall(Record):
     call_id: str
@@ -347,15 +358,7 @@ def _attempted(job: Job, event: CallAttemptFailed) -> Job:
     call = job.running.get(event.call_id)
     if call is None:
         return job
-    attempt = Attempt(
-        target=event.target,
-        resolved_model=event.resolved_model,
-        outcome=event.outcome,
-        http_status=event.http_status,
-        error=event.error,
-        latency_ms=event.latency_ms,
-    )
-    changed = replace(call, attempts=(*call.attempts, attempt))
+    changed = replace(call, attempts=(*call.attempts, Attempt.of(event)))
     return replace(job, running={**job.running, event.call_id: changed})
 
 

@@ -48,6 +48,7 @@ class CreateTeam(Command):
     team_alias: str | None = None
     metadata: JsonObject
     default_model: str | None = None
+    keep_prompts: bool = False
     groups: tuple[str, ...] = ()
     budget: Budget = Budget()
     rpm_limit: int | None = None
@@ -119,6 +120,7 @@ def create_team(
             team_alias=command.team_alias,
             metadata=command.metadata,
             default_model=command.default_model,
+            keep_prompts=command.keep_prompts,
         ),
         BudgetSet(at=command.at, team_id=command.team_id, budget=command.budget),
     ]

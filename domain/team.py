@@ -63,15 +63,17 @@ class TeamCreated(Event):
     team_alias: str | None = None
     metadata: JsonObject
     default_model: str | None = None
+    keep_prompts: bool = False
 
 
 class TeamChanged(Event):
-    """All three as they are from now on."""
+    """All four as they are from now on."""
 
     team_id: str
     team_alias: str | None
     metadata: JsonObject
     default_model: str | None
+    keep_prompts: bool = False
 
 
 class TeamSuspended(Event):
@@ -194,12 +196,15 @@ class AutoRefill(Record):
 
 
 class Team(State):
+    """`keep_prompts`: what is asked and answered in its calls is kept for administrators to read."""
+
     team_id: str
     organization_id: str
     team_alias: str | None
     status: Status
     metadata: JsonObject
     default_model: str | None
+    keep_prompts: bool = False
     budget: Budget = Budget()
     rpm_limit: int | None = None
     tpm_limit: int | None = None
@@ -236,6 +241,7 @@ def evolve(team: Team | None, event: TeamEvent) -> Team:
             status="active",
             metadata=event.metadata,
             default_model=event.default_model,
+            keep_prompts=event.keep_prompts,
             created_at=event.at,
             updated_at=event.at,
         )
@@ -245,6 +251,7 @@ def evolve(team: Team | None, event: TeamEvent) -> Team:
         case TeamSuspended() | TeamPaused() | TeamResumed() | TeamDeleted():
             return replace(team, status=_STATUS_AFTER[type(event)])
         case TeamChanged(team_alias=team_alias, metadata=metadata, default_model=default_model):
+            team = replace(team, keep_prompts=event.keep_prompts)
             return replace(team, team_alias=team_alias, metadata=metadata, default_model=default_model)
         case ModelAccessAssigned(model_groups=model_groups, access_groups=access_groups):
             return replace(team, model_groups=model_groups, access_groups=access_groups)
@@ -283,6 +290,7 @@ class ChangeTeam(Command):
     team_alias: str | Unset | None = UNSET
     metadata: JsonObject | Unset = UNSET
     default_model: str | Unset | None = UNSET
+    keep_prompts: bool | Unset = UNSET
 
 
 class SetTeamStatus(Command):
@@ -340,7 +348,7 @@ class SetAutoRefill(Command):
 
 def change_team(team: Team | None, command: ChangeTeam) -> list[Event]:
     team = require_team(team)
-    changed = with_changes(team, command, "team_alias", "metadata", "default_model")
+    changed = with_changes(team, command, "team_alias", "metadata", "default_model", "keep_prompts")
     if changed == team:
         return []
     return [
@@ -350,6 +358,7 @@ def change_team(team: Team | None, command: ChangeTeam) -> list[Event]:
             team_alias=changed.team_alias,
             metadata=changed.metadata,
             default_model=changed.default_model,
+            keep_prompts=changed.keep_prompts,
         )
     ]
 

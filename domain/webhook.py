@@ -26,7 +26,7 @@ from domain.credit import (
     CreditsRefunded,
     require_account,
 )
-from domain.errors import NotFound
+from domain.errors import NotFound, TooManyWebhooks
 from domain.event import Command, Event, JsonObject, Record, State, Unset, derived_id, with_changes
 from domain.job import CallStarted, JobCancelled, JobCompleted, JobCreated, JobEnd, JobExpired, JobFailed
 from domain.team import BudgetSet, Team, TeamPaused, TeamResumed, TeamSuspended, require_team
@@ -45,6 +45,8 @@ WebhookEvent = Literal[
 WEBHOOK_EVENTS: tuple[WebhookEvent, ...] = get_args(WebhookEvent)
 
 Status = Literal["active", "disabled", "deleted"]
+
+MOST_WEBHOOKS_OF_A_TEAM = 50
 
 # -- events --------------------------------------------------------------------------------------------------
 
@@ -194,11 +196,14 @@ def evolve_shortage(shortage: Shortage | None, event: CreditsRanOut) -> Shortage
 
 
 class RegisterWebhook(Command):
+    """`so_far`: how many webhooks the team has. What is registered at the same moment is not among them."""
+
     webhook_id: str
     webhook_url: str
     events: tuple[WebhookEvent, ...]
     secret_id: str
     auth_header_id: str | None = None
+    so_far: int = 0
 
 
 class ChangeWebhook(Command):
@@ -239,6 +244,8 @@ def register_webhook(
     team = require_team(team)
     if webhook is not None:
         return [], []
+    if command.so_far >= MOST_WEBHOOKS_OF_A_TEAM:
+        raise TooManyWebhooks(MOST_WEBHOOKS_OF_A_TEAM)
     registered = WebhookRegistered(
         at=command.at,
         webhook_id=command.webhook_id,

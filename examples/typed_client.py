@@ -15,13 +15,14 @@ an idempotency key and is repeated with it after network errors, 409, 429, 500 a
 import asyncio
 import json
 import re
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from contextlib import suppress
 from types import TracebackType
 from typing import Any, Self, TypeVar
 from uuid import uuid4
 
 import httpx
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, ValidationError
 
 RETRIED = frozenset({409, 429, 500, 503})
 LONGEST_PAUSE_SECONDS = 60.0
@@ -200,7 +201,7 @@ class SaaSLLMClient:
     ) -> str:
         """Opens a job, which the following calls belong to; gives its id."""
         body = {"team_id": self.team_id, "job_type": job_type, "metadata": metadata, "user_id": user_id}
-        job = JobResponse.model_validate(await self._post("/jobs/create", _given(body)))
+        job = JobResponse.model_validate(_object(await self._post("/jobs/create", _given(body))))
         self.current_job_id = job.job_id
         return job.job_id
 
@@ -222,11 +223,13 @@ class SaaSLLMClient:
     ) -> CompletionResult:
         """Ends the job; `completed` charges it, once."""
         body = {"status": status, "metadata": metadata, "result": result, "error_message": error_message}
-        return CompletionResult.model_validate(await self._post(f"/jobs/{self._job(job_id)}/complete", _given(body)))
+        response = await self._post(f"/jobs/{self._job(job_id)}/complete", _given(body))
+        return CompletionResult.model_validate(_object(response))
 
     async def cancel_job(self, job_id: str | None = None) -> CompletionResult:
         """Ends a job that nobody wants any more; it is not charged."""
-        return CompletionResult.model_validate(await self._post(f"/jobs/{self._job(job_id)}/cancel", {}))
+        response = await self._post(f"/jobs/{self._job(job_id)}/cancel", {})
+        return CompletionResult.model_validate(_object(response))
 
     # -- calls ---------------------------------------------------------------------------------------------------------
 
@@ -265,8 +268,8 @@ class SaaSLLMClient:
             "purpose": purpose,
             "call_metadata": call_metadata,
         }
-        answer = await self._post(f"/jobs/{self._job(job_id)}/llm-call", _given(body))
-        return ChatCompletionResponse.model_validate(answer)
+        response = await self._post(f"/jobs/{self._job(job_id)}/llm-call", _given(body))
+        return ChatCompletionResponse.model_validate(_object(response))
 
     async def chat_stream(
         self,
@@ -280,28 +283,21 @@ class SaaSLLMClient:
         options.pop("model_group", None)
         body = _given({"messages": _plain(messages), "model": model, **options})
         path = f"/jobs/{self._job(job_id)}/llm-call-stream"
-        key = {"Idempotency-Key": str(uuid4())}
-        for attempt in range(self.max_retries + 1):
-            async with self._http.stream("POST", path, json=body, headers=key) as response:
-                if response.status_code in RETRIED and attempt < self.max_retries:
-                    pause = _pause(response, attempt)
-                elif response.status_code != 200:
-                    await response.aread()
-                    raise _error(response)
-                else:
-                    async for line in response.aiter_lines():
-                        if not line.startswith("data: "):
-                            continue
-                        data = line.removeprefix("data: ")
-                        if data == "[DONE]":
-                            return
-                        chunk = json.loads(data)
-                        if "error" in chunk:
-                            error = chunk["error"]
-                            raise SaaSLLMError(200, str(error.get("code")), error.get("message"), error)
-                        yield StreamChunk.model_validate(chunk)
+        response = await self._post(path, body, stream=True)
+        try:
+            async for line in response.aiter_lines():
+                if not line.startswith("data: "):
+                    continue
+                data = line.removeprefix("data: ")
+                if data == "[DONE]":
                     return
-            await asyncio.sleep(pause)
+                chunk = json.loads(data)
+                if "error" in chunk:
+                    error = chunk["error"]
+                    raise SaaSLLMError(200, str(error.get("code")), error.get("message"), error)
+                yield StreamChunk.model_validate(chunk)
+        finally:
+            await response.aclose()
 
     async def structured_output(
         self,
@@ -315,7 +311,7 @@ class SaaSLLMClient:
             raise ValueError("response_model is needed")
         answer = await self.chat(job_id, messages, response_format=_format(response_model), **options)
         message = answer.choices[0].message or {}
-        return response_model.model_validate_json(_json_in(str(message.get("content") or "")))
+        return _read(response_model, str(message.get("content") or ""))
 
     async def structured_output_stream(
         self,
@@ -356,24 +352,31 @@ class SaaSLLMClient:
             raise _error(response)
         return _object(response)
 
-    async def _post(self, path: str, body: dict[str, Any]) -> dict[str, Any]:
-        """Posts until it is answered; each repeat has the key of the first, so that it happens once."""
-        key = {"Idempotency-Key": str(uuid4())}
-        for attempt in range(self.max_retries + 1):
-            is_last = attempt == self.max_retries
+    async def _post(self, path: str, body: dict[str, Any], *, stream: bool = False) -> httpx.Response:
+        """Posts until it is answered; each repeat has the key of the first, so that it happens once.
+
+        Returns:
+            The answer; of a stream only its beginning, and whoever asked for it closes it.
+        """
+        request = self._http.build_request("POST", path, json=body, headers={"Idempotency-Key": str(uuid4())})
+        for attempt in range(self.max_retries):
             try:
-                response = await self._http.post(path, json=body, headers=key)
+                response = await self._http.send(request, stream=stream)
             except httpx.TransportError:
-                if is_last:
-                    raise
                 await asyncio.sleep(_pause(None, attempt))
                 continue
-            if response.is_success:
-                return _object(response)
-            if response.status_code not in RETRIED or is_last:
-                raise _error(response)
+            if response.status_code not in RETRIED:
+                return await _answered(response)
+            await response.aclose()
             await asyncio.sleep(_pause(response, attempt))
-        raise AssertionError("the last attempt answers or raises")
+        return await _answered(await self._http.send(request, stream=stream))
+
+
+async def _answered(response: httpx.Response) -> httpx.Response:
+    if response.is_success:
+        return response
+    await response.aread()
+    raise _error(response)
 
 
 def _pause(response: httpx.Response | None, attempt: int) -> float:
@@ -397,10 +400,23 @@ def _format(model: type[BaseModel]) -> dict[str, Any]:
     return {"type": "json_schema", "json_schema": schema}
 
 
-def _json_in(text: str) -> str:
-    """The JSON in an answer that may have words around it."""
-    found = re.search(r"[{\[].*[}\]]", text, re.DOTALL)
-    return found[0] if found else text
+def _read(shape: type[M], text: str) -> M:
+    """The first JSON in an answer that has the shape: models like to put words around it."""
+    for found in _jsons_in(text):
+        with suppress(ValidationError):
+            return shape.model_validate_json(found)
+    return shape.model_validate_json(text)  # which says what is wrong
+
+
+def _jsons_in(text: str) -> Iterator[str]:
+    decoder, position = json.JSONDecoder(), 0
+    while start := re.compile(r"[{\[]").search(text, position):
+        try:
+            _, position = decoder.raw_decode(text, start.start())
+        except ValueError:
+            position = start.end()
+        else:
+            yield text[start.start() : position]
 
 
 def _object(response: httpx.Response) -> dict[str, Any]:

@@ -1,4 +1,7 @@
-"""Tasks that nobody waits for and nobody may cancel: what has begun with a provider is settled, whoever hangs up."""
+"""Tasks beside the one that answers: those that nobody may cancel, and how to end one for certain.
+
+What has begun with a provider is settled, whoever hangs up; what merely runs on until the process ends is cancelled.
+"""
 
 import asyncio
 from collections.abc import Coroutine
@@ -8,6 +11,23 @@ import structlog
 
 log = structlog.get_logger()
 T = TypeVar("T")
+
+ASK_AGAIN_SECONDS = 0.2
+
+
+async def cancelled(task: asyncio.Task[Any] | None) -> None:
+    """Cancels a task and returns when it has ended.
+
+    A cancellation is a request that can be lost: Python 3.11's `wait_for` swallows one that comes in the moment of its
+    result, a library may answer it with an error of its own. So it is repeated until it is heard.
+    """
+    if task is None:
+        return
+    while not task.done():
+        task.cancel()
+        await asyncio.wait({task}, timeout=ASK_AGAIN_SECONDS)
+    if not task.cancelled() and (problem := task.exception()) is not None:
+        log.warning("task.failed", task=task.get_name(), exc_info=problem)
 
 
 class Background:

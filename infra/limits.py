@@ -29,6 +29,7 @@ from redis.backoff import NoBackoff
 from redis.exceptions import RedisError
 
 from infra import metrics
+from infra.background import cancelled
 from infra.log import log
 
 Limit = Literal["requests", "tokens"]
@@ -356,9 +357,7 @@ class _Shared:
         return True
 
     async def close(self) -> None:
-        if self._recovery is not None:
-            self._recovery.cancel()
-            await asyncio.wait([self._recovery])
+        await cancelled(self._recovery)
         await self._redis.aclose()
 
     async def _ask(self, question: Callable[[], Awaitable[Any]]) -> Any:

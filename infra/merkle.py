@@ -85,6 +85,14 @@ def consistency_ranges(old: int, new: int) -> list[Range]:
     return path[::-1]
 
 
+def proven_root(leaf: bytes, index: int, size: int, proof: Sequence[bytes]) -> bytes:
+    """The root to which a proof of inclusion leads from the hash of a leaf."""
+    node = leaf
+    for (_, end), other in zip(inclusion_ranges(index, size), proof, strict=True):
+        node = node_hash(other, node) if end <= index else node_hash(node, other)
+    return node
+
+
 def runs_of(part: Range) -> list[Run]:
     """The nodes that the hash of a range is computed from, by subtree, from left to right."""
     start, end = part

@@ -1,14 +1,28 @@
 """Prometheus metrics of one process: base units, bounded labels, never a team, key, user or job id.
 
-The helpers are the vocabulary: code says `metrics.provider_answered(...)` and knows no collector. With
-several worker processes, `PROMETHEUS_MULTIPROC_DIR` (set before this module is imported, the folder empty at
-the start) makes every worker's page tell of all of them.
+The helpers are the vocabulary: code says `metrics.provider_answered(...)` and knows no collector. With several worker
+processes, every worker's page tells of all of them: they keep their figures in files of one folder, which the first
+process makes and its workers inherit.
 """
 
+import atexit
 import os
+import re
+import shutil
+import tempfile
+from pathlib import Path
 from typing import Final, Literal
 
-from prometheus_client import (
+import psutil
+
+FOLDER: Final = "PROMETHEUS_MULTIPROC_DIR"
+
+if FOLDER not in os.environ and os.environ.get("WORKERS", "").strip() not in ("", "1"):
+    # The library reads it once, when it is imported.
+    os.environ[FOLDER] = tempfile.mkdtemp(prefix="saas-litellm-metrics-")
+    atexit.register(shutil.rmtree, os.environ[FOLDER], ignore_errors=True)
+
+from prometheus_client import (  # noqa: E402
     CollectorRegistry,
     Counter,
     Gauge,
@@ -18,7 +32,7 @@ from prometheus_client import (
     ProcessCollector,
     generate_latest,
 )
-from prometheus_client.multiprocess import MultiProcessCollector
+from prometheus_client.multiprocess import MultiProcessCollector, mark_process_dead  # noqa: E402
 
 CONTENT_TYPE: Final = "text/plain; version=0.0.4; charset=utf-8"
 
@@ -117,7 +131,7 @@ replay_mismatches = Counter(
     registry=registry,
 )
 
-if not os.environ.get("PROMETHEUS_MULTIPROC_DIR"):
+if FOLDER not in os.environ:
     # These describe a single process, so they have no place on a page that tells of several.
     ProcessCollector(registry=registry)
     PlatformCollector(registry=registry)
@@ -201,8 +215,18 @@ def replay_disagreed(findings: int) -> None:
 
 def render() -> bytes:
     """Return the metrics in Prometheus's text format (`CONTENT_TYPE`)."""
-    if os.environ.get("PROMETHEUS_MULTIPROC_DIR"):
-        everyone = CollectorRegistry()
-        MultiProcessCollector(everyone)  # type: ignore[no-untyped-call]
-        return generate_latest(everyone)
-    return generate_latest(registry)
+    folder = os.environ.get(FOLDER)
+    if folder is None:
+        return generate_latest(registry)
+    _forget_the_dead(Path(folder))
+    everyone = CollectorRegistry()
+    MultiProcessCollector(everyone, folder)  # type: ignore[no-untyped-call]
+    return generate_latest(everyone)
+
+
+def _forget_the_dead(folder: Path) -> None:
+    """What a process counted stays; how things stand with it is over when it is gone."""
+    for file in folder.glob("gauge_live*.db"):
+        pid = re.search(r"_(\d+)\.db$", file.name)
+        if pid is not None and not psutil.pid_exists(int(pid[1])):
+            mark_process_dead(int(pid[1]), str(folder))  # type: ignore[no-untyped-call]

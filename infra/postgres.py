@@ -68,14 +68,18 @@ CONNECTION_OPTIONS = {
 
 
 def require_safe_role(dsn: str, *, embedded: bool) -> None:
-    """Refuse a role that no rule of the database binds, and a server too old for us.
+    """Refuse a role that no rule of the database binds, a server too old for us, and texts that are mere bytes.
 
     Raises:
-        DatabaseUnusable: an external database would be used as superuser, is too old, or does not answer.
+        DatabaseUnusable: an external database would be used as superuser, is too old or not in UTF-8, or does not
+            answer.
     """
     with _owner_connection(dsn) as connection:
         if connection.info.server_version < OLDEST_VERSION * 10_000:
             raise DatabaseUnusable(f"PostgreSQL {OLDEST_VERSION} or later is needed")
+        encoding = connection.info.parameter_status("server_encoding")
+        if encoding != "UTF8":
+            raise DatabaseUnusable(f"the database is in {encoding}; make one WITH ENCODING 'UTF8' TEMPLATE template0")
         if not embedded and _finds(connection, "SELECT FROM pg_roles WHERE rolname = current_user AND rolsuper"):
             raise DatabaseUnusable(
                 "DATABASE_URL is a superuser's, who could rewrite the journal unseen; make an ordinary role: "

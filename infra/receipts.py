@@ -5,8 +5,9 @@
                 and learns nothing about prices or about others
     checkpoint  "when the journal had so many events, this was its root": a C2SP signed note (tlog-checkpoint)
 
-The tree is grown when somebody needs a checkpoint, never by an append. What it keeps can be computed again from the
-journal at any time; what was signed cannot be taken back, which is the point.
+The tree is grown when somebody needs a checkpoint, never by an append: piece by piece, each committed by itself, so
+that who is interrupted goes on where it was. What it keeps can be computed again from the journal at any time; what was
+signed cannot be taken back, which is the point.
 """
 
 import json
@@ -209,8 +210,8 @@ class Notary:
         if not size:
             return None
         signer = await self.signer()
+        await self._grow(size)
         async with self._pool.connection() as connection:
-            await grow(connection, size)
             if latest is not None and await root(connection, latest.size) != latest.root:
                 raise HistoryRewritten(f"the first {latest.size} events are not those that were signed")
             top = await root(connection, size)
@@ -227,18 +228,39 @@ class Notary:
         async with self._pool.connection() as connection:
             return await _checkpoint(connection, _OF_SIZE, size)
 
-    async def inclusion(self, position: int, size: int) -> list[bytes]:
-        """The proof that the event at a position is in the tree of a checkpoint."""
-        return await self._proof(merkle.inclusion_ranges(position - 1, size))
+    async def inclusion(self, position: int, leaf: bytes, checkpoint: Checkpoint) -> list[bytes]:
+        """The proof that a leaf is at a position in the tree of a checkpoint.
+
+        Raises:
+            HistoryRewritten: it is not.
+        """
+        proof = await self._proof(merkle.inclusion_ranges(position - 1, checkpoint.size))
+        if merkle.proven_root(merkle.leaf_hash(leaf), position - 1, checkpoint.size, proof) != checkpoint.root:
+            raise HistoryRewritten(f"event {position} is not the one that was signed")
+        return proof
 
     async def consistency(self, old: int, new: int) -> list[bytes]:
         """The proof that the tree of one size begins with that of another; both are covered by a checkpoint."""
         return await self._proof(merkle.consistency_ranges(old, new))
 
     async def root(self, size: int) -> bytes:
-        """The root of a tree that is covered by a checkpoint."""
+        """The root of a tree that is covered by a checkpoint.
+
+        Raises:
+            HistoryRewritten: another one was signed for this size.
+        """
         async with self._pool.connection() as connection:
-            return await root(connection, size)
+            top, signed = await root(connection, size), await _checkpoint(connection, _OF_SIZE, size)
+        if signed is not None and signed.root != top:
+            raise HistoryRewritten(f"the first {size} events are not those that were signed")
+        return top
+
+    async def _grow(self, size: int) -> None:
+        """Leaves the connection to others between two pieces of work, which may be many."""
+        grown = False
+        while not grown:
+            async with self._pool.connection() as connection:
+                grown = await grow(connection, size)
 
     async def _proof(self, ranges: Sequence[Range]) -> list[bytes]:
         async with self._pool.connection() as connection:
@@ -254,22 +276,22 @@ async def _checkpoint(connection: Connection, select: str, *parameters: object) 
 # -- the tree ----------------------------------------------------------------------------------------------------------
 
 
-async def grow(connection: Connection, size: int) -> None:
-    """Writes down the nodes that are complete in a tree of this size and have not been written yet."""
-    kept = await _number(connection, _KEPT, 1)
-    while kept < size // TILE:
-        after = kept * TILE
-        until = min(size // TILE * TILE, after + GROWN_AT_ONCE)
-        cursor = await connection.execute(_EVENTS, (after, until), binary=True)
-        leaves = [merkle.leaf_hash(leaf_of(*row[1:])) for row in await cursor.fetchall()]  # type: ignore[arg-type]
-        await _keep(connection, 1, kept, leaves)
-        kept += len(leaves) // TILE
-    level = 2
-    while above := size >> (level * merkle.STEP):
+async def grow(connection: Connection, size: int) -> bool:
+    """Writes down some of the nodes that are complete in a tree of this size and have not been written yet.
+
+    Returns:
+        Whether there are no others.
+    """
+    level = 1
+    while complete := size >> (level * merkle.STEP):
         kept = await _number(connection, _KEPT, level)
-        run = Run(level - 1, kept * TILE, (above - kept) * TILE)
-        await _keep(connection, level, kept, (await _nodes(connection, [run]))[run] if run.width else [])
+        until = min(complete, kept + GROWN_AT_ONCE // TILE)
+        if kept < until:
+            run = Run(level - 1, kept * TILE, (until - kept) * TILE)
+            await _keep(connection, level, kept, (await _nodes(connection, [run]))[run])
+            return False
         level += 1
+    return True
 
 
 async def _keep(connection: Connection, level: int, first: int, below: Sequence[bytes]) -> None:
@@ -336,15 +358,16 @@ def verify_receipts(
     signed = connection.execute(_ALL_CHECKPOINTS, binary=True).fetchall()
     wrong: list[tuple[int | None, str, str]] = []
 
+    ends = dict(sorted(kept))  # the last number of each level
+
     def compare(level: int, number: int, node: bytes) -> None:
-        if kept.get((level, number), node) != node:
-            last = (number + 1) << (level * merkle.STEP)
-            wrong.append((last, f"app.merkle {level}/{number}", "is not the hash of what is below it"))
+        found = kept.pop((level, number), None)
+        if found != node and number <= ends.get(level, -1):
+            detail = "is missing" if found is None else "is not the hash of what is below it"
+            wrong.append((_last(level, number), f"app.merkle {level}/{number}", detail))
 
     tree = Frontier(compare)
-    until = max(
-        [size for size, _, _ in signed] + [(number + 1) << (level * merkle.STEP) for level, number in kept] + [0]
-    )
+    until = max([size for size, _, _ in signed] + [_last(level, number) for level, number in kept] + [0])
     unseen = iter(signed)
     size, top, note = next(unseen, (0, b"", ""))
     for after in range(0, until, GROWN_AT_ONCE):
@@ -360,6 +383,13 @@ def verify_receipts(
         wrong.clear()
     if size:
         yield tree.size, f"app.checkpoints {size}", f"was signed, but the journal has {tree.size} events"
+    for level, number in kept:
+        yield tree.size, f"app.merkle {level}/{number}", f"is kept, but the journal has {tree.size} events"
+
+
+def _last(level: int, number: int) -> int:
+    """The position of the last event below a node."""
+    return (number + 1) << (level * merkle.STEP)
 
 
 def _said_by(note: str) -> tuple[int, bytes]:

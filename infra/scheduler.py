@@ -6,7 +6,6 @@ may not have noticed yet.
 """
 
 import asyncio
-import contextlib
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ import psycopg
 import structlog
 
 from infra import metrics
+from infra.background import cancelled
 from infra.journal import Connection
 from infra.ledger import Unavailable
 
@@ -77,10 +77,7 @@ class Scheduler:
 
     async def stop(self) -> None:
         """Breaks off; what the ledger has been asked for is carried out all the same."""
-        if self._task is not None:
-            self._task.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await self._task
+        await cancelled(self._task)
 
     async def _run(self) -> None:
         while True:

@@ -10,15 +10,19 @@ import hashlib
 import hmac
 import os
 import secrets
+from collections.abc import Callable
 from typing import Final, NamedTuple
 from uuid import UUID
 
+import structlog
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
 from infra.postgres import Pool
+
+log = structlog.get_logger()
 
 SHORTEST_KEY: Final = 16
 
@@ -91,9 +95,15 @@ class KeyRing:
                     continue
         raise Undecryptable(context)
 
-    def needs_rotation(self, ciphertext: bytes) -> bool:
-        """Say whether another key than the newest wrote this."""
-        return not ciphertext.startswith(_VERSION + self._keys[0].key_id)
+    @property
+    def is_rotating(self) -> bool:
+        """Whether there are older keys than the newest."""
+        return len(self._keys) > 1
+
+    @property
+    def mark(self) -> bytes:
+        """What everything begins with that the newest key wrote; as long as that of any other key."""
+        return _VERSION + self._keys[0].key_id
 
     def fingerprint(self, data: bytes) -> bytes:
         """Return a keyed digest: equal for equal data, and no help in guessing them without the key."""
@@ -144,10 +154,41 @@ _INSERT = "insert into app.secrets (secret_id, kind, ciphertext) values (%s, %s,
 _SELECT = "select kind, ciphertext from app.secrets where secret_id = %s"
 _DELETE = "delete from app.secrets where secret_id = %s"
 _PAGE = """
-    select secret_id, kind, ciphertext from app.secrets
-    where secret_id > %s order by secret_id limit 500 for update
+    select secret_id, ciphertext, kind from app.secrets
+    where secret_id > %s and substring(ciphertext for 5) <> %s order by secret_id limit 500 for update
 """
 _REWRAP = "update app.secrets set ciphertext = %s where secret_id = %s"
+
+
+async def rewrap(pool: Pool, ring: KeyRing, page: str, update: str, context: Callable[..., str]) -> int:
+    """Encrypt with the newest key what older ones wrote in a table; what nobody can read stays as it is.
+
+    Args:
+        page: selects id, ciphertext and what else the context needs, behind an id and without a beginning.
+        update: writes a ciphertext to an id.
+        context: of a row, from its id and what else was selected.
+
+    Returns:
+        How many rows that were.
+    """
+    rewrapped, after = 0, UUID(int=0)
+    while ring.is_rotating:  # otherwise there is nothing else that could be read, and a large table to look through
+        async with pool.connection() as connection, connection.transaction():
+            rows = await (await connection.execute(page.encode(), (after, ring.mark))).fetchall()
+            if not rows:
+                break
+            renewed = []
+            for row_id, ciphertext, *more in rows:
+                try:
+                    plaintext = ring.decrypt(ciphertext, context(row_id, *more))
+                except Undecryptable:
+                    log.warning("secret.unreadable", secret_id=str(row_id))
+                else:
+                    renewed.append((ring.encrypt(plaintext, context(row_id, *more)), row_id))
+            async with connection.cursor() as cursor:
+                await cursor.executemany(update.encode(), renewed)
+        rewrapped, after = rewrapped + len(renewed), rows[-1][0]
+    return rewrapped
 
 
 class SecretStore:
@@ -166,7 +207,7 @@ class SecretStore:
 
     async def put(self, secret_id: UUID, kind: str, plaintext: bytes) -> None:
         """Store a secret under a fresh id."""
-        ciphertext = self._ring.encrypt(plaintext, _context(kind, secret_id))
+        ciphertext = self._ring.encrypt(plaintext, _context(secret_id, kind))
         async with self._pool.connection() as connection:
             await connection.execute(_INSERT, (secret_id, kind, ciphertext))
 
@@ -182,7 +223,7 @@ class SecretStore:
         if row is None:
             raise SecretMissing(secret_id)
         kind, ciphertext = row
-        return self._ring.decrypt(ciphertext, _context(kind, secret_id))
+        return self._ring.decrypt(ciphertext, _context(secret_id, kind))
 
     async def delete(self, secret_id: UUID) -> None:
         """Forget a secret; it may be gone already."""
@@ -190,29 +231,9 @@ class SecretStore:
             await connection.execute(_DELETE, (secret_id,))
 
     async def rewrap(self) -> int:
-        """Encrypt with the newest key whatever an older one wrote, and return how many secrets that were.
-
-        Raises:
-            Undecryptable: a secret needs a key that is not in the ring; those before it are done.
-        """
-        rewrapped, after = 0, UUID(int=0)
-        while True:
-            async with self._pool.connection() as connection, connection.transaction():
-                page = await (await connection.execute(_PAGE, (after,))).fetchall()
-                if not page:
-                    return rewrapped
-                outdated = [
-                    (self._rewrapped(ciphertext, _context(kind, secret_id)), secret_id)
-                    for secret_id, kind, ciphertext in page
-                    if self._ring.needs_rotation(ciphertext)
-                ]
-                async with connection.cursor() as cursor:
-                    await cursor.executemany(_REWRAP, outdated)
-            rewrapped, after = rewrapped + len(outdated), page[-1][0]
-
-    def _rewrapped(self, ciphertext: bytes, context: str) -> bytes:
-        return self._ring.encrypt(self._ring.decrypt(ciphertext, context), context)
+        """Encrypt with the newest key whatever an older one wrote, and return how many secrets that were."""
+        return await rewrap(self._pool, self._ring, _PAGE, _REWRAP, _context)
 
 
-def _context(kind: str, secret_id: UUID) -> str:
+def _context(secret_id: UUID, kind: str) -> str:
     return f"{kind}/{secret_id}"

@@ -84,6 +84,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, rename="upper"):
     chore_seconds: Seconds = 15.0
     """Between two rounds of what is done by the clock: refills, expirations, calls that were interrupted."""
     purge_seconds: Seconds = 600.0
+    prompts_kept_days: Annotated[int, Meta(ge=1, le=3_650)] = 30
     job_expiry_hours: Annotated[int, Meta(ge=1, le=87_600)] = 24
     credits_low_thresholds: tuple[Percentage, ...] = (20, 5)
     llm_timeout_seconds: Seconds = 120.0

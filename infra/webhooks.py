@@ -37,6 +37,7 @@ from domain.streams import WEBHOOK
 from domain.webhook import DisableWebhook, Webhook, disable_webhook, next_attempt
 from infra import metrics
 from infra.addresses import public_connector, was_private
+from infra.background import cancelled
 from infra.journal import Connection
 from infra.ledger import Ledger, Unavailable
 from infra.metrics import WebhookOutcome
@@ -333,9 +334,7 @@ class Sender:
             attempt.cancel()
         self._news.set()
         await asyncio.wait({self._task}, timeout=2 * RETRY_SECONDS)
-        self._task.cancel()
-        with contextlib.suppress(asyncio.CancelledError):
-            await self._task
+        await cancelled(self._task)
         await self._session.close()
 
     # -- the outbox ------------------------------------------------
@@ -365,7 +364,8 @@ class Sender:
                 await self._begin(connection)
             await asyncio.sleep(max(LOOK_SECONDS, LOOK_SHARE * (time.monotonic() - started)))
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._news.wait(), IDLE_SECONDS)
+                async with asyncio.timeout(IDLE_SECONDS):
+                    await self._news.wait()
 
     async def _begin(self, connection: Connection) -> None:
         """Takes what is due and starts with it, as far as there is room."""

@@ -17,7 +17,7 @@ from functools import partial
 from typing import Any, TypeVar
 
 import msgspec
-from psycopg import Connection
+from psycopg import Connection, errors
 from psycopg.rows import class_row
 
 from domain.credit import (
@@ -397,6 +397,7 @@ select job_id::text, call_id::text, status, model, purpose, streaming, created_a
 from readmodel.calls
 where job_id > %s and job_id <= %s
 """
+_SELECTS = {TRANSACTIONS.name: _TRANSACTIONS, BALANCES.name: _BALANCES, JOBS.name: _JOBS, CALLS.name: _CALLS}
 _SNAPSHOT_POSITION = """
 select event.notification_id
 from journal.snapshots as snapshot
@@ -465,9 +466,20 @@ class _Audit:
         versions = dict(self._connection.execute(_VERSIONS).fetchall())
         ours: Sequence[Projection] = (TRANSACTIONS, BALANCES, JOBS, CALLS)
         same = {each.name for each in ours if versions.get(each.name) == each.version}
-        self._report.skipped = [each.name for each in ours if each.name not in same]
+        self._report.skipped = [
+            f"{each.name}, which another version of this program has built" for each in ours if each.name not in same
+        ]
         self._report.checks += sorted(same)
-        return same
+        return {name for name in same if self._can_be_read(name)}
+
+    def _can_be_read(self, name: str) -> bool:
+        """Whether the table is there with its columns, which somebody may have changed."""
+        try:
+            self._connection.execute(f"explain {_SELECTS[name]}".encode(), [None] * _SELECTS[name].count("%s"))
+        except (errors.UndefinedTable, errors.UndefinedColumn) as problem:
+            self._report.add(name, None, f"readmodel.{name}", str(problem.diag.message_primary))
+            return False
+        return True
 
     # -- event by event --------------------------------------------------------------------------------------------
 

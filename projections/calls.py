@@ -228,15 +228,7 @@ def _row(position: int, event: Any) -> CallRow:
 def _attempts(batch: Batch) -> list[CallAttempts]:
     by_call: dict[str, CallAttempts] = {}
     for event in batch.of(CallAttemptFailed):
-        attempt = Attempt(
-            target=event.target,
-            resolved_model=event.resolved_model,
-            outcome=event.outcome,
-            http_status=event.http_status,
-            error=event.error,
-            latency_ms=event.latency_ms,
-        )
-        by_call.setdefault(event.call_id, CallAttempts(event.call_id, [])).attempts.append(attempt)
+        by_call.setdefault(event.call_id, CallAttempts(event.call_id, [])).attempts.append(Attempt.of(event))
     return list(by_call.values())
 
 

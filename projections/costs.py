@@ -1,6 +1,7 @@
-"""What calls cost and brought in, grouped as somebody asks: finance's view of the roll-ups in `usage_by_model`.
+"""What calls cost and brought in, grouped as somebody asks: finance's view of the roll-ups in `usage`.
 
-Whole days come from the roll-ups; what a period has of its first and last day beside them, from the calls themselves.
+Whole months and days come from the smallest roll-up that knows what is asked for; what a period has of its first and
+last day beside them, from the calls themselves.
 Users are as many as jobs, so no roll-up knows them: figures by user come from the calls of a team, an organization or
 the user, which have an index each. Everything counts on the day, in UTC, on which its job was created.
 """
@@ -59,16 +60,35 @@ _SUMS = """
        coalesce(sum(client_cost_usd), 0) as client_cost_usd
 """
 
-# The sources: what the roll-ups have of whole days, and calls one by one.
-_WHOLE_DAYS = """
-    select day, date_trunc('month', day::timestamp)::date as month, organization_id, team_id, job_type, model, provider,
-           resolved_model, purpose, successful_calls, failed_calls, prompt_tokens, completion_tokens,
-           provider_cost_usd, client_cost_usd
-    from usage_by_model
+_FIGURES = "successful_calls, failed_calls, prompt_tokens, completion_tokens, provider_cost_usd, client_cost_usd"
+
+# The sources: what the roll-ups have of whole months and whole days, and calls one by one.
+_OF_MONTHS = """
+    select null::date as day, month, organization_id, team_id, null as job_type, model, provider, resolved_model,
+           null as purpose, {figures}
+    from usage_by_month
+    where month >= %(first_month)s and month < %(end_month)s {conditions}
+"""
+_OF_HOUSE = """
+    select day, date_trunc('month', day::timestamp)::date as month, null as organization_id, null as team_id, job_type,
+           model, provider, resolved_model, purpose, {figures}
+    from usage_of_house
     where day >= %(first_day)s and day < %(end_day)s {conditions}
-    union all
-    select day, month, organization_id, team_id, job_type, model, provider, resolved_model, purpose, successful_calls,
-           failed_calls, prompt_tokens, completion_tokens, provider_cost_usd, client_cost_usd
+"""
+_OF_DAYS = """
+    select day, date_trunc('month', day::timestamp)::date as month, organization_id, team_id, job_type, model, provider,
+           resolved_model, purpose, {figures}
+    from usage_by_model
+    where {days} {conditions}
+"""
+_WHOLE_DAYS = "day >= %(first_day)s and day < %(end_day)s"
+_DAYS_BESIDE_MONTHS = """
+    (day >= %(first_day)s and day < %(first_month)s or day >= %(end_month)s and day < %(end_day)s)
+"""
+_KNOWN_BY_MONTH = frozenset({"month", "organization_id", "team_id", "model", "provider", "resolved_model"})
+_KNOWN_OF_HOUSE = frozenset({"day", "month", "job_type", "model", "provider", "resolved_model", "purpose"})
+_SINGLE = """
+    select day, month, organization_id, team_id, job_type, model, provider, resolved_model, purpose, {figures}
 """
 _CALLS = """
     from (
@@ -121,9 +141,13 @@ class Filter(msgspec.Struct, kw_only=True, frozen=True):
     purpose: str | None = None
 
     @property
+    def given(self) -> list[str]:
+        """The columns that have to be something."""
+        return [name for name in self.__struct_fields__ if getattr(self, name) is not None]
+
+    @property
     def conditions(self) -> str:
-        given = [name for name in self.__struct_fields__ if getattr(self, name) is not None]
-        return "".join(f" and {name} = %({name})s" for name in given)
+        return "".join(f" and {name} = %({name})s" for name in self.given)
 
     @property
     def has_index(self) -> bool:
@@ -212,10 +236,20 @@ async def costs(
 
 
 def _source(by: Sequence[Dimension], wanted: Filter) -> str:
-    if "user" in by or wanted.user_id is not None:
-        return "select *" + _CALLS.format(within=_WHOLE_SPAN, conditions=wanted.conditions)
-    whole_days = _WHOLE_DAYS.format(conditions=wanted.conditions)
-    return whole_days + _CALLS.format(within=_EDGES, conditions=wanted.conditions)
+    conditions = wanted.conditions
+    asked = {COLUMNS[each] for each in by} | set(wanted.given)
+    if "user_id" in asked:
+        return "select *" + _CALLS.format(within=_WHOLE_SPAN, conditions=conditions)
+    if asked <= _KNOWN_OF_HOUSE:
+        sources = [_OF_HOUSE]
+    elif asked <= _KNOWN_BY_MONTH:
+        sources = [_OF_MONTHS, _OF_DAYS]
+    else:
+        sources = [_OF_DAYS]
+    days = _DAYS_BESIDE_MONTHS if _OF_MONTHS in sources else _WHOLE_DAYS
+    within = [each.format(figures=_FIGURES, days=days, conditions=conditions) for each in sources]
+    single = _SINGLE.format(figures=_FIGURES) + _CALLS.format(within=_EDGES, conditions=conditions)
+    return " union all ".join([*within, single])
 
 
 # -- an organization ---------------------------------------------------------------------------------------------------

@@ -19,6 +19,7 @@ import structlog
 from psycopg.sql import SQL, Identifier
 
 from infra import journal, metrics
+from infra.background import cancelled
 from infra.journal import Connection, Recorded
 from projections.projection import Batch, Projection
 from projections.rebuild import AlreadyRebuilding, rebuild_all
@@ -35,6 +36,7 @@ IDLE_SECONDS = 1.0
 RETRY_SECONDS = 3.0
 FOLLOW_SECONDS = 0.003
 RING_SECONDS = 0.003
+PACE_SECONDS = 0.04  # between two batches that nobody waits for; larger batches cost less an event
 CHANNEL = "journal"
 AWAY = (psycopg.OperationalError, psycopg.InterfaceError, OSError)
 
@@ -51,6 +53,7 @@ class Progress:
         self._waiting: list[tuple[int, asyncio.Future[None]]] = []
         self._follower: asyncio.Task[None] | None = None
         self._is_told = False
+        self._wanted = asyncio.Event()
 
     def leads(self, leading: bool) -> None:
         """Whether the engine of this process tells every move from now on."""
@@ -77,10 +80,20 @@ class Progress:
             return 0
         reached: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._waiting.append((position, reached))
+        self._wanted.set()
         self._look()
         with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(reached, timeout_s)
+            async with asyncio.timeout(timeout_s):
+                await reached
         return max(0, position - self.position)
+
+    async def wanted(self, timeout_s: float) -> None:
+        """Returns as soon as somebody here waits for the read models, or when the time is up."""
+        if not self._waiting:
+            self._wanted.clear()
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(timeout_s):
+                    await self._wanted.wait()
 
     def _look(self) -> None:
         if self._waiting and not self._is_told and (self._follower is None or self._follower.done()):
@@ -140,7 +153,7 @@ class Bell:
             log.warning("bell.silent", reason=type(problem).__name__)
 
     async def stop(self) -> None:
-        await _cancelled(self._task)
+        await cancelled(self._task)
 
 
 class Engine:
@@ -180,7 +193,7 @@ class Engine:
         self._task = asyncio.create_task(self._run(), name="projections")
 
     async def stop(self) -> None:
-        await _cancelled(self._task)
+        await cancelled(self._task)
         await self._bell.stop()
 
     # -- leading ---------------------------------------------------------------------------------------------------
@@ -205,6 +218,7 @@ class Engine:
             self._stopped(problem)
         finally:
             self.health.leading = False
+            self.health.building = ()  # what is left of it is the next leader's
             self._progress.leads(False)
 
     def _stopped(self, problem: Exception) -> None:
@@ -233,7 +247,7 @@ class Engine:
             await self._project_on(connection)
         finally:
             for task in beside:
-                await _cancelled(task)
+                await cancelled(task)
 
     async def _listen(self) -> None:
         """Hears the bells of other processes."""
@@ -281,14 +295,17 @@ class Engine:
                 self._projected(position)
             if not self.health.building:
                 self._goes_on()
-            if not events:
-                self.health.behind_since = None
-                metrics.projected(lag_events=0, lag_seconds=0.0)
-                with contextlib.suppress(TimeoutError):
-                    await asyncio.wait_for(self._news.wait(), IDLE_SECONDS)
-            else:
+            if len(events) == BATCH_EVENTS:
                 lag = await journal.position(connection) - position
                 metrics.projected(lag_events=lag, lag_seconds=self.health.lag_seconds)
+                continue
+            self.health.behind_since = None
+            metrics.projected(lag_events=0, lag_seconds=0.0)
+            if not events:
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(IDLE_SECONDS):
+                        await self._news.wait()
+            await self._progress.wanted(PACE_SECONDS)
 
     async def _read(self, connection: Connection, position: int, limit: int) -> Sequence[Recorded]:
         """Reads and projects the next events; fewer if need be, so that all before the one that stops us are shown."""
@@ -303,13 +320,6 @@ class Engine:
                 raise
             return await self._read(connection, position, max(1, limit // 10))
         return events
-
-
-async def _cancelled(task: asyncio.Task[None] | None) -> None:
-    if task is not None:
-        task.cancel()
-        with contextlib.suppress(asyncio.CancelledError):
-            await task
 
 
 async def _is_elected(connection: Connection) -> bool:

@@ -79,7 +79,7 @@ update jobs
 set status = coalesce(change.status, jobs.status),
     started_at = coalesce(jobs.started_at, change.started_at),
     completed_at = coalesce(jobs.completed_at, change.completed_at),
-    active_at = change.active_at,
+    active_at = coalesce(change.active_at, jobs.active_at),
     error_message = coalesce(change.error_message, jobs.error_message),
     models_used = jobs.models_used || array(
         select model from unnest(change.models_used) as model where model <> all (jobs.models_used)),
@@ -213,10 +213,10 @@ class JobRow(msgspec.Struct):
 
 
 class JobChange(msgspec.Struct):
-    """What a batch changes in one job."""
+    """What a batch changes in one job. A refund is no activity: it leaves `active_at` alone."""
 
     job_id: str
-    active_at: datetime
+    active_at: datetime | None = None
     status: str | None = None
     started_at: datetime | None = None
     completed_at: datetime | None = None
@@ -275,7 +275,7 @@ def _changes(batch: Batch) -> list[JobChange]:
         assert isinstance(event, _CHANGING)
         change = changes.get(event.job_id)
         if change is None:
-            change = changes[event.job_id] = JobChange(event.job_id, event.at)
+            change = changes[event.job_id] = JobChange(event.job_id)
         if not isinstance(event, ChargeRefunded):
             change.active_at = event.at
         _change(change, event)
@@ -335,6 +335,16 @@ SORTS = ("created_at", "completed_at", "started_at", "status", "job_type")
 
 _COUNT = "select count(*) from jobs"
 
+# How many there are of a team, an organization or in all, without going through them: `usage` adds them up.
+_ADDED_UP = "select coalesce(sum({}), 0)::bigint from usage_by_team"
+_ADDED_UP_BY_STATUS = {
+    None: "total_jobs",
+    "completed": "completed_jobs",
+    "failed": "failed_jobs",
+    "cancelled": "cancelled_jobs",
+}
+_ADDED_UP_FOR = frozenset({"team_id", "organization_id", "status"})
+
 # Only the conditions that are asked for stand in a select: PostgreSQL then plans it for just these.
 _CONDITIONS = {
     "team_id": "team_id = %(team_id)s",
@@ -361,16 +371,28 @@ async def page(
         wanted: limit, offset, and any of the conditions above; one that is None does not count.
         sort_by: one of SORTS; ties are broken by the id.
     """
-    conditions = [condition for name, condition in _CONDITIONS.items() if wanted.get(name) is not None]
-    where = f" where {' and '.join(conditions)}" if conditions else ""
+    where = _where(name for name in _CONDITIONS if wanted.get(name) is not None)
     assert sort_by in SORTS
     direction = "desc" if descending else "asc"
     # Said only where there are nulls: an index of a column without any is not used for an order that speaks of them.
     nulls = "nulls last" if sort_by in ("completed_at", "started_at") else ""
     order = f" order by {sort_by} {direction} {nulls}, job_id {direction} limit %(limit)s offset %(offset)s"
     found = await fetch_all(connection, JobRecord, SELECT + where + order, wanted)
-    total = await count(connection, _COUNT + where, wanted)
-    return found, total
+    return found, await _number(connection, wanted)
+
+
+async def _number(connection: Connection, wanted: Mapping[str, Any]) -> int:
+    asked = {name for name in _CONDITIONS if wanted.get(name) is not None}
+    status = wanted.get("status")
+    if asked <= _ADDED_UP_FOR and status in _ADDED_UP_BY_STATUS:
+        added_up = _ADDED_UP.format(_ADDED_UP_BY_STATUS[status])
+        return await count(connection, added_up + _where(asked - {"status"}), wanted)
+    return await count(connection, _COUNT + _where(asked), wanted)
+
+
+def _where(names: Iterable[str]) -> str:
+    conditions = [_CONDITIONS[name] for name in names]
+    return f" where {' and '.join(conditions)}" if conditions else ""
 
 
 async def left_alone(
@@ -387,4 +409,4 @@ async def open_of_team(connection: Connection, team_id: str, limit: int = 1000) 
     return [str(row[0]) for row in await cursor.fetchall()]
 
 
-JOBS = Projection(name="jobs", version=1, tables=("jobs",), ddl=DDL, project=project)
+JOBS = Projection(name="jobs", version=2, tables=("jobs",), ddl=DDL, project=project)

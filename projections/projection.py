@@ -8,6 +8,7 @@ What a batch needs to know and does not say, because it was said long before, a 
 stays pure, and the questions cost one round trip together.
 """
 
+import re
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -21,6 +22,8 @@ from infra.journal import Recorded
 
 E = TypeVar("E", bound=Event)
 Statement = tuple[str, Sequence[msgspec.Struct]]
+
+_CREATE_INDEX = re.compile(r"^create (?:unique )?index .*?;", re.MULTILINE | re.DOTALL)
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +88,16 @@ class Projection:
     project: Callable[..., Iterable[Statement]]
     asks: Callable[[Batch], Iterable[Question]] = _nothing
     looks_up: tuple[str, ...] = ()
+
+    @property
+    def bare_ddl(self) -> str:
+        """Makes the tables without those indexes that only readers need."""
+        return _CREATE_INDEX.sub("", self.ddl)
+
+    @property
+    def indexes(self) -> list[str]:
+        """Make those indexes, a statement each."""
+        return _CREATE_INDEX.findall(self.ddl)
 
 
 def encode(rows: Sequence[Any]) -> str:

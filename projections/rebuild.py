@@ -7,7 +7,6 @@ exchange itself. Whatever breaks on the way, the old tables are as they were.
 """
 
 import asyncio
-import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import LiteralString
@@ -37,7 +36,6 @@ set statement_timeout = 0;
 """
 
 _LEFT_OVER = "select tablename from pg_tables where schemaname = 'readmodel_shadow'"
-_CREATE_INDEX = re.compile(r"^create (?:unique )?index .*?;", re.MULTILINE | re.DOTALL)
 
 # The sum of the rows' hashes does not depend on their order; it is the same in both only if the rows are.
 _FINGERPRINT = SQL("""
@@ -127,11 +125,11 @@ class _Building:
         for (table,) in await cursor.fetchall():
             await self._connection.execute(SQL("drop table {} cascade").format(Identifier(SHADOW, str(table))))
         for projection in self._projections:
-            await self._connection.execute(_CREATE_INDEX.sub("", projection.ddl).encode())
+            await self._connection.execute(projection.bare_ddl.encode())
 
     async def add_indexes(self) -> None:
         for projection in self._projections:
-            for index in _CREATE_INDEX.findall(projection.ddl):
+            for index in projection.indexes:
                 await self._connection.execute(index.encode())
         for table in self._tables:
             await self._connection.execute(SQL("analyze {}").format(Identifier(SHADOW, table)))

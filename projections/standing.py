@@ -9,9 +9,10 @@ they move again.
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+import msgspec
 import structlog
 from psycopg import AsyncCursor
-from psycopg.rows import class_row
+from psycopg.rows import dict_row
 from psycopg.sql import SQL, Identifier
 
 from infra.journal import Connection
@@ -20,6 +21,7 @@ from projections.projection import Batch, Projection, Question, encode
 log = structlog.get_logger()
 
 LEFT_BEHIND = 0  # versions begin with 1
+SET_UP_LOCK = 0x5E70B  # any number, the same in every process
 
 _SETUP = """
 create table if not exists readmodel.tracking (
@@ -56,6 +58,8 @@ async def set_up(connection: Connection, projections: Sequence[Projection]) -> l
         The projections whose tables have to be built beside, in their order; before anything has been projected none.
     """
     async with connection.transaction():
+        # Two who grant or create the same thing at once would break each other's statements.
+        await connection.execute("select pg_advisory_xact_lock(%s)", (SET_UP_LOCK,))
         await connection.execute(_SETUP)
         position = await lock_position(connection)
         ready = {projection.name for projection in await in_place(connection, projections)}
@@ -156,10 +160,14 @@ async def project_rows(connection: Connection, projections: Sequence[Projection]
 
 async def _answers(connection: Connection, questions: Iterable[Question]) -> list[list[Any]]:
     """Asks everything before it waits for anything; about nothing, nothing is asked."""
-    asked: list[AsyncCursor[Any] | None] = []
+    asked: list[tuple[type[Any], AsyncCursor[Any] | None]] = []
     for question in questions:
-        cursor = connection.cursor(row_factory=class_row(question.kind)) if question.rows else None
+        cursor = connection.cursor(row_factory=dict_row) if question.rows else None
         if cursor is not None:
             await cursor.execute(question.select.encode(), (encode(question.rows),))
-        asked.append(cursor)
-    return [[] if cursor is None else await cursor.fetchall() for cursor in asked]
+        asked.append((question.kind, cursor))
+    # Converted, since what is kept as JSON in a column is to be a record, too.
+    return [
+        [] if cursor is None else [msgspec.convert(row, kind) for row in await cursor.fetchall()]
+        for kind, cursor in asked
+    ]

@@ -39,6 +39,7 @@ create table teams (
     status             text not null default 'active',
     metadata           jsonb not null,
     default_model      text,
+    keep_prompts       boolean not null,
     mode               text not null default 'job_based',
     credits_per_dollar numeric,
     tokens_per_credit  bigint,
@@ -59,28 +60,29 @@ create index teams_by_organization on teams (organization_id, team_id);
 """
 
 _INSERT = """
-insert into teams (team_id, organization_id, team_alias, metadata, default_model, created_at, updated_at)
-select team_id, organization_id, team_alias, metadata, default_model, created_at, created_at
+insert into teams (team_id, organization_id, team_alias, metadata, default_model, keep_prompts, created_at, updated_at)
+select team_id, organization_id, team_alias, metadata, default_model, keep_prompts, created_at, created_at
 from json_to_recordset(%s) as row (
-    team_id text, organization_id text, team_alias text, metadata jsonb, default_model text, created_at timestamptz)
+    team_id text, organization_id text, team_alias text, metadata jsonb, default_model text, keep_prompts boolean,
+    created_at timestamptz)
 """
 
 # What a change does not speak of stays as it is in the row.
 _UPDATE = """
 update teams
-set (status, team_alias, metadata, default_model, mode, credits_per_dollar, tokens_per_credit, markup_percentage,
-     overdraft_credits, charge_policy, rpm_limit, tpm_limit, model_groups, access_groups, auto_refill, refill_credits,
-     refill_period, updated_at) = (
-    select status, team_alias, metadata, default_model, mode, credits_per_dollar, tokens_per_credit, markup_percentage,
-           overdraft_credits, charge_policy, rpm_limit, tpm_limit, model_groups, access_groups, auto_refill,
-           refill_credits, refill_period, updated_at
+set (status, team_alias, metadata, default_model, keep_prompts, mode, credits_per_dollar, tokens_per_credit,
+     markup_percentage, overdraft_credits, charge_policy, rpm_limit, tpm_limit, model_groups, access_groups,
+     auto_refill, refill_credits, refill_period, updated_at) = (
+    select status, team_alias, metadata, default_model, keep_prompts, mode, credits_per_dollar, tokens_per_credit,
+           markup_percentage, overdraft_credits, charge_policy, rpm_limit, tpm_limit, model_groups, access_groups,
+           auto_refill, refill_credits, refill_period, updated_at
     from json_populate_record(teams, change.fields))
 from json_array_elements(%s) as change (fields)
 where teams.team_id = change.fields ->> 'team_id'
 """
 
 SELECT = """
-select team_id, organization_id, team_alias, status, metadata, default_model, mode, credits_per_dollar,
+select team_id, organization_id, team_alias, status, metadata, default_model, keep_prompts, mode, credits_per_dollar,
        tokens_per_credit, markup_percentage, overdraft_credits, charge_policy, rpm_limit, tpm_limit, model_groups,
        access_groups, auto_refill, refill_credits, refill_period, created_at, updated_at,
        (select masked from keys
@@ -120,6 +122,7 @@ class TeamRecord(msgspec.Struct, kw_only=True):
     status: Status
     metadata: Mapping[str, Json]
     default_model: str | None
+    keep_prompts: bool
     mode: BudgetMode
     credits_per_dollar: Decimal | None
     tokens_per_credit: int | None
@@ -160,6 +163,7 @@ class TeamRecord(msgspec.Struct, kw_only=True):
             status=team.status,
             metadata=team.metadata,
             default_model=team.default_model,
+            keep_prompts=team.keep_prompts,
             mode=budget.mode,
             credits_per_dollar=budget.credits_per_dollar,
             tokens_per_credit=budget.tokens_per_credit,
@@ -185,6 +189,7 @@ class TeamRow(msgspec.Struct):
     team_alias: str | None
     metadata: JsonObject
     default_model: str | None
+    keep_prompts: bool
     created_at: datetime
 
 
@@ -197,6 +202,7 @@ class TeamChange(msgspec.Struct):
     team_alias: str | UnsetType | None = UNSET
     metadata: JsonObject | UnsetType = UNSET
     default_model: str | UnsetType | None = UNSET
+    keep_prompts: bool | UnsetType = UNSET
     mode: BudgetMode | UnsetType = UNSET
     credits_per_dollar: Decimal | UnsetType | None = UNSET
     tokens_per_credit: int | UnsetType | None = UNSET
@@ -234,7 +240,13 @@ def project(batch: Batch) -> Iterable[Statement]:
 
 def _row(event: TeamCreated) -> TeamRow:
     return TeamRow(
-        event.team_id, event.organization_id, event.team_alias, event.metadata, event.default_model, event.at
+        team_id=event.team_id,
+        organization_id=event.organization_id,
+        team_alias=event.team_alias,
+        metadata=event.metadata,
+        default_model=event.default_model,
+        keep_prompts=event.keep_prompts,
+        created_at=event.at,
     )
 
 
@@ -261,7 +273,7 @@ def _change(change: TeamChange, event: Event) -> None:
             change.status = "inactive"
         case TeamChanged():
             change.team_alias, change.metadata = event.team_alias, event.metadata
-            change.default_model = event.default_model
+            change.default_model, change.keep_prompts = event.default_model, event.keep_prompts
         case ModelAccessAssigned():
             change.model_groups, change.access_groups = event.model_groups, event.access_groups
         case LimitsSet():
@@ -310,4 +322,4 @@ async def orphans(connection: Connection, *, team_id: str | None = None, limit: 
     return [(str(job_id), str(team_id)) for job_id, team_id in await cursor.fetchall()]
 
 
-TEAMS = Projection(name="teams", version=1, tables=("teams",), ddl=DDL, project=project)
+TEAMS = Projection(name="teams", version=2, tables=("teams",), ddl=DDL, project=project)

@@ -3,7 +3,13 @@
     usage_by_day    one row for each day, team and job type: jobs by outcome, credits, and their calls' totals
     usage_by_model  one row for each day, team, job type, requested model, purpose, provider and provider's model:
                     their calls
+    usage_by_month  one row for each month, team, requested model, provider and provider's model: their calls
+    usage_of_house  one row for each day, job type, requested model, purpose, provider and provider's model: the calls
+                    of all teams
     usage_by_team   one row a team: everything so far
+
+Where teams are many and each does a little of everything, a day of a team is hardly fewer rows than its calls. So who
+asks about all of them is answered by month, or by day without the teams.
 
 Everything counts on the day, in UTC, on which its job was created, also a call or a refund of later days: so the parts
 of a job are never in two periods. Figures are sums of whole numbers and of the calls' 8-decimal amounts, hence exact.
@@ -81,11 +87,50 @@ create table usage_by_model (
 );
 create index usage_by_model_of_team on usage_by_model (team_id, day);
 create index usage_by_model_of_organization on usage_by_model (organization_id, day);
+create index usage_by_model_of_day on usage_by_model (day);
+
+create table usage_by_month (
+    row_key           bytea primary key,
+    team_id           text not null,
+    month             date not null,
+    organization_id   text not null,
+    model             text not null,
+    provider          text not null,
+    resolved_model    text not null,
+    successful_calls  bigint not null,
+    failed_calls      bigint not null,
+    prompt_tokens     bigint not null,
+    completion_tokens bigint not null,
+    provider_cost_usd numeric not null,
+    client_cost_usd   numeric not null
+);
+create index usage_by_month_of_team on usage_by_month (team_id, month);
+create index usage_by_month_of_organization on usage_by_month (organization_id, month);
+
+create table usage_of_house (
+    row_key           bytea primary key,
+    day               date not null,
+    job_type          text not null,
+    model             text not null,
+    purpose           text not null,
+    provider          text not null,
+    resolved_model    text not null,
+    successful_calls  bigint not null,
+    failed_calls      bigint not null,
+    prompt_tokens     bigint not null,
+    completion_tokens bigint not null,
+    provider_cost_usd numeric not null,
+    client_cost_usd   numeric not null
+);
+create index usage_of_house_by_day on usage_of_house (day);
 
 create table usage_by_team (
     team_id           text primary key,
     organization_id   text not null,
     total_jobs        bigint not null,
+    completed_jobs    bigint not null,
+    failed_jobs       bigint not null,
+    cancelled_jobs    bigint not null,
     credits_used      bigint not null,
     client_cost_usd   numeric not null
 );
@@ -109,13 +154,18 @@ with change as (
     join jobs using (job_id)
     group by jobs.team_id, day, jobs.job_type
 ), total as (
-    insert into usage_by_team as usage (team_id, organization_id, total_jobs, credits_used, client_cost_usd)
-    select team_id, max(organization_id), sum(total_jobs), sum(credits_charged - credits_refunded),
-           sum(client_cost_usd)
+    insert into usage_by_team as usage (
+        team_id, organization_id, total_jobs, completed_jobs, failed_jobs, cancelled_jobs, credits_used,
+        client_cost_usd)
+    select team_id, max(organization_id), sum(total_jobs), sum(completed_jobs), sum(failed_jobs), sum(cancelled_jobs),
+           sum(credits_charged - credits_refunded), sum(client_cost_usd)
     from change
     group by team_id
     on conflict (team_id) do update
     set total_jobs = usage.total_jobs + excluded.total_jobs,
+        completed_jobs = usage.completed_jobs + excluded.completed_jobs,
+        failed_jobs = usage.failed_jobs + excluded.failed_jobs,
+        cancelled_jobs = usage.cancelled_jobs + excluded.cancelled_jobs,
         credits_used = usage.credits_used + excluded.credits_used,
         client_cost_usd = usage.client_cost_usd + excluded.client_cost_usd
 )
@@ -155,6 +205,38 @@ with change as (
     join calls using (call_id)
     join jobs using (job_id)
     group by 1, 2, 3, 4, 5, 6, 7
+), by_month as (
+    insert into usage_by_month as usage (
+        row_key, team_id, month, organization_id, model, provider, resolved_model, successful_calls, failed_calls,
+        prompt_tokens, completion_tokens, provider_cost_usd, client_cost_usd)
+    select sha256(convert_to(json_build_array(team_id, month, model, provider, resolved_model)::text, 'UTF8')),
+           team_id, month, max(organization_id), model, provider, resolved_model, sum(successful_calls),
+           sum(failed_calls), sum(prompt_tokens), sum(completion_tokens), sum(provider_cost_usd), sum(client_cost_usd)
+    from (select *, date_trunc('month', day::timestamp)::date as month from change) as change
+    group by team_id, month, model, provider, resolved_model
+    on conflict (row_key) do update
+    set successful_calls = usage.successful_calls + excluded.successful_calls,
+        failed_calls = usage.failed_calls + excluded.failed_calls,
+        prompt_tokens = usage.prompt_tokens + excluded.prompt_tokens,
+        completion_tokens = usage.completion_tokens + excluded.completion_tokens,
+        provider_cost_usd = usage.provider_cost_usd + excluded.provider_cost_usd,
+        client_cost_usd = usage.client_cost_usd + excluded.client_cost_usd
+), of_house as (
+    insert into usage_of_house as usage (
+        row_key, day, job_type, model, purpose, provider, resolved_model, successful_calls, failed_calls,
+        prompt_tokens, completion_tokens, provider_cost_usd, client_cost_usd)
+    select sha256(convert_to(json_build_array(day, job_type, model, purpose, provider, resolved_model)::text, 'UTF8')),
+           day, job_type, model, purpose, provider, resolved_model, sum(successful_calls), sum(failed_calls),
+           sum(prompt_tokens), sum(completion_tokens), sum(provider_cost_usd), sum(client_cost_usd)
+    from change
+    group by day, job_type, model, purpose, provider, resolved_model
+    on conflict (row_key) do update
+    set successful_calls = usage.successful_calls + excluded.successful_calls,
+        failed_calls = usage.failed_calls + excluded.failed_calls,
+        prompt_tokens = usage.prompt_tokens + excluded.prompt_tokens,
+        completion_tokens = usage.completion_tokens + excluded.completion_tokens,
+        provider_cost_usd = usage.provider_cost_usd + excluded.provider_cost_usd,
+        client_cost_usd = usage.client_cost_usd + excluded.client_cost_usd
 )
 insert into usage_by_model as usage (
     row_key, team_id, day, organization_id, job_type, model, purpose, provider, resolved_model, successful_calls,
@@ -352,22 +434,44 @@ class Span:
         """None is open."""
         return cls(start or datetime.min.replace(tzinfo=UTC), end or datetime.max.replace(tzinfo=UTC))
 
-    def parameters(self) -> dict[str, date | datetime]:
+    @property
+    def days(self) -> tuple[date, date]:
+        """Its whole days: the first one, and the one behind the last; not behind it if there is none."""
         first_day = self.start.date()
         if self.start != _midnight(first_day) and first_day < date.max:
             first_day += timedelta(days=1)
-        end_day = self.end.date()
+        return first_day, self.end.date()
+
+    @property
+    def months(self) -> tuple[date, date]:
+        """The first days of its first whole month and of the one behind the last; without one both are its end."""
+        first_day, end_day = self.days
+        first_month, end_month = _month_from(first_day), end_day.replace(day=1)
+        return (first_month, end_month) if first_month <= end_month else (end_day, end_day)
+
+    def parameters(self) -> dict[str, date | datetime]:
+        first_day, end_day = self.days
+        first_month, end_month = self.months
         first_midnight, end_midnight = _midnight(first_day), _midnight(end_day)
         if end_day < first_day:  # not a whole day in it
             first_midnight = end_midnight = self.end
         return {
             "first_day": first_day,
             "end_day": end_day,
+            "first_month": first_month,
+            "end_month": end_month,
             "head_start": self.start,
             "head_end": first_midnight,
             "tail_start": end_midnight,
             "tail_end": self.end,
         }
+
+
+def _month_from(day: date) -> date:
+    """The first day of a month that is not before this day; at the end of time, that day itself."""
+    if day.day == 1 or day > date.max - timedelta(days=31):
+        return day
+    return (day.replace(day=28) + timedelta(days=4)).replace(day=1)
 
 
 def _midnight(day: date) -> datetime:
@@ -412,8 +516,8 @@ async def jobs_of_team(connection: Connection, team_id: str, span: Span, *, limi
 
 USAGE = Projection(
     name="usage",
-    version=1,
-    tables=("usage_by_day", "usage_by_model", "usage_by_team"),
+    version=2,
+    tables=("usage_by_day", "usage_by_model", "usage_by_month", "usage_of_house", "usage_by_team"),
     ddl=DDL,
     project=project,
     looks_up=("jobs", "calls"),

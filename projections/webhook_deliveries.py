@@ -8,6 +8,7 @@ whatever the thresholds are by then.
 
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from datetime import datetime
 from functools import partial
 from typing import Any, Literal
@@ -52,6 +53,7 @@ create table webhooks (
     status          text not null,
     disabled_reason text,
     secret_id       uuid not null,
+    old_secrets     jsonb not null,
     auth_header_id  uuid,
     created_at      timestamptz not null,
     updated_at      timestamptz not null
@@ -71,7 +73,7 @@ create table credit_watches (
 
 _COLUMNS = """
 select webhooks.webhook_id::text, webhooks.team_id, organization_id, webhook_url, events, status, disabled_reason,
-       secret_id::text, auth_header_id::text, created_at, updated_at
+       secret_id::text, old_secrets, auth_header_id::text, created_at, updated_at
 """
 
 _LISTENING = (
@@ -108,15 +110,16 @@ on conflict (delivery_id) do nothing
 
 _CHANGE = """
 insert into webhooks (webhook_id, team_id, organization_id, webhook_url, events, status, disabled_reason, secret_id,
-                      auth_header_id, created_at, updated_at)
-select webhook_id, team_id, organization_id, webhook_url, events, status, disabled_reason, secret_id, auth_header_id,
-       created_at, updated_at
+                      old_secrets, auth_header_id, created_at, updated_at)
+select webhook_id, team_id, organization_id, webhook_url, events, status, disabled_reason, secret_id, old_secrets,
+       auth_header_id, created_at, updated_at
 from json_to_recordset(%s) as row (
     webhook_id uuid, team_id text, organization_id text, webhook_url text, events text[], status text,
-    disabled_reason text, secret_id uuid, auth_header_id uuid, created_at timestamptz, updated_at timestamptz)
+    disabled_reason text, secret_id uuid, old_secrets jsonb, auth_header_id uuid, created_at timestamptz,
+    updated_at timestamptz)
 on conflict (webhook_id) do update
 set webhook_url = excluded.webhook_url, events = excluded.events, status = excluded.status,
-    disabled_reason = excluded.disabled_reason, secret_id = excluded.secret_id,
+    disabled_reason = excluded.disabled_reason, secret_id = excluded.secret_id, old_secrets = excluded.old_secrets,
     auth_header_id = excluded.auth_header_id, updated_at = excluded.updated_at
 """
 
@@ -222,6 +225,11 @@ def project(
     yield _MOVE_HORIZON, [Reached(batch.events[-1].position)]
 
 
+def _project_tables(batch: Batch, *answers: Any) -> Iterable[Statement]:
+    everything = project(batch, *answers, thresholds=())  # which say only who is told
+    return [(statement, rows) for statement, rows in everything if statement in (_CHANGE, _WATCH)]
+
+
 class _Told:
     """Goes through the events of a batch, with everything as each of them finds it."""
 
@@ -305,8 +313,19 @@ _COUNT = "select count(*) " + _OF_TEAM
 _ONE = _COLUMNS + _LAST_TRIGGERED + "from webhooks where status <> 'deleted' and webhook_id = %(webhook_id)s"
 
 
+_FORGET = """
+delete from app.secrets
+where secret_id in (
+    select (old ->> 'secret_id')::uuid
+    from webhooks, jsonb_array_elements(old_secrets) as old
+    where status = 'deleted' or (old ->> 'valid_until')::timestamptz <= %s
+    union all
+    select unnest(array[secret_id, auth_header_id]) from webhooks where status = 'deleted')
+"""
+
+
 class WebhookRecord(Webhook):
-    """A webhook as it is now. (Its old secrets are known to the journal only.)"""
+    """A webhook as it is now."""
 
     last_triggered_at: datetime | None = None
 
@@ -318,6 +337,20 @@ async def page(connection: Connection, wanted: Mapping[str, Any]) -> tuple[list[
         wanted: team_id (None for all teams), limit, offset.
     """
     return await fetch_all(connection, WebhookRecord, _PAGE, wanted), await count(connection, _COUNT, wanted)
+
+
+async def number_of(connection: Connection, team_id: str) -> int:
+    """How many webhooks a team has."""
+    return await count(connection, _COUNT, {"team_id": team_id})
+
+
+async def forget_secrets(connection: Connection, at: datetime) -> int:
+    """Deletes what signs no more: secrets whose overlap with the next one has ended, and all those of deleted webhooks.
+
+    Returns:
+        How many there were.
+    """
+    return (await connection.execute(_FORGET, (at,))).rowcount
 
 
 async def one(connection: Connection, webhook_id: str) -> WebhookRecord | None:
@@ -375,18 +408,22 @@ async def delivery(connection: Connection, delivery_id: str) -> DeliveryRecord |
     return await fetch_one(connection, DeliveryRecord, _ONE_DELIVERY, {"delivery_id": delivery_id})
 
 
+WEBHOOKS = Projection(
+    name="webhook_deliveries",
+    version=2,
+    tables=("webhooks", "credit_watches"),
+    ddl=DDL,
+    project=_project_tables,
+    asks=asks,
+    looks_up=("jobs",),
+)
+"""The tables alone: for who looks whether they are right, and must not tell anybody anything."""
+
+
 def webhook_deliveries(thresholds: Sequence[int]) -> Projection:
-    """The projection for these settings.
+    """The projection for these settings, deliveries included.
 
     Args:
         thresholds: CREDITS_LOW_THRESHOLDS: at which percentages of the allocated credits a team is told.
     """
-    return Projection(
-        name="webhook_deliveries",
-        version=1,
-        tables=("webhooks", "credit_watches"),
-        ddl=DDL,
-        project=partial(project, thresholds=thresholds),
-        asks=asks,
-        looks_up=("jobs",),
-    )
+    return replace(WEBHOOKS, project=partial(project, thresholds=thresholds))

@@ -6,9 +6,11 @@ ordinary role first, or as a role that may CREATEDB. REDIS_URL names a Redis.
 
 import os
 import secrets
+import shutil
 from collections.abc import Callable, Coroutine, Iterator
 from contextlib import contextmanager
 from itertools import count
+from pathlib import Path
 from typing import Any, TypeVar
 
 import hypothesis
@@ -21,6 +23,7 @@ from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 from infra import postgres
 from infra.embedded import throwaway_server
+from tests.redis_server import RedisServer
 
 T = TypeVar("T")
 
@@ -45,6 +48,19 @@ def runner() -> Callable[[Coroutine[Any, Any, T]], T]:
 def redis_url() -> str | None:
     """A real Redis, or None: then the in-process store is meant."""
     return os.environ.get("REDIS_URL") or None
+
+
+@pytest.fixture
+def own_redis(tmp_path: Path) -> Iterator[RedisServer]:
+    """A Redis of this test's own."""
+    if not shutil.which("redis-server"):
+        pytest.skip("no redis-server here")
+    server = RedisServer(tmp_path)
+    server.start()
+    try:
+        yield server
+    finally:
+        server.kill()
 
 
 @pytest.fixture(scope="session")
@@ -115,6 +131,8 @@ def _owner_on(dsn: str) -> Iterator[str]:
             if not connection.execute("SELECT FROM pg_roles WHERE rolname = %s", [role]).rowcount:
                 connection.execute(sql.SQL("CREATE ROLE {} NOLOGIN").format(shared))
             connection.execute(sql.SQL("GRANT {} TO {} WITH ADMIN OPTION").format(shared, owner))
+        # A database is dropped under the hands of an autovacuum, too, if one may end that.
+        connection.execute(sql.SQL("GRANT pg_signal_backend TO {}").format(owner))
         try:
             yield make_conninfo(dsn, user=name, password=password, dbname="postgres")
         finally:

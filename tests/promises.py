@@ -281,6 +281,7 @@ MISTAKES: dict[int, tuple[str, tuple[str, ...]]] = {
     23: (
         "No stored key is ever shown",
         (
+            "api/test_secrecy.py::no_secret_is_in_the_journal_the_log_or_an_answer_that_did_not_make_it",
             "api/test_provider_credentials.py::no_key_is_in_any_answer_log_or_table",
             "api/test_idempotency.py::a_fresh_key_is_replayed_and_stored_only_encrypted",
             "api/test_webhooks.py::secret_and_auth_header_are_stored_only_encrypted",
@@ -383,6 +384,8 @@ MISTAKES: dict[int, tuple[str, tuple[str, ...]]] = {
         (
             "infra/test_limits.py::redis_killed_limits_go_on_here_and_redis_back_they_are_shared_again",
             "api/test_serve.py::the_embedded_postgresql_comes_back_while_the_server_runs",
+            "api/test_faults.py::postgresql_is_stopped_and_started_again_and_nothing_is_lost_or_done_twice",
+            "api/test_faults.py::redis_is_killed_and_started_again_and_limits_hold_all_the_time",
         ),
     ),
     37: (

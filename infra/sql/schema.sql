@@ -357,6 +357,17 @@ CREATE TABLE app.checkpoints (
 );
 
 --
+-- Name: conversations; Type: TABLE; Schema: app; Owner: -
+--
+
+CREATE TABLE app.conversations (
+    call_id uuid NOT NULL,
+    team_id text NOT NULL,
+    ciphertext bytea NOT NULL,
+    created_at timestamp with time zone NOT NULL
+);
+
+--
 -- Name: idempotency; Type: TABLE; Schema: app; Owner: -
 --
 
@@ -371,8 +382,10 @@ CREATE TABLE app.idempotency (
     body bytea,
     content_type text,
     encrypted boolean DEFAULT false NOT NULL,
-    headers jsonb,
     created_at timestamp with time zone DEFAULT now() NOT NULL,
+    process integer,
+    has_written boolean DEFAULT true NOT NULL,
+    has_headers boolean DEFAULT false NOT NULL,
     CONSTRAINT idempotency_check CHECK (((state = 'claimed'::text) OR (status IS NOT NULL))),
     CONSTRAINT idempotency_state_check CHECK ((state = ANY (ARRAY['claimed'::text, 'finished'::text])))
 );
@@ -1420,6 +1433,13 @@ ALTER TABLE ONLY app.checkpoints
     ADD CONSTRAINT checkpoints_pkey PRIMARY KEY (size);
 
 --
+-- Name: conversations conversations_pkey; Type: CONSTRAINT; Schema: app; Owner: -
+--
+
+ALTER TABLE ONLY app.conversations
+    ADD CONSTRAINT conversations_pkey PRIMARY KEY (call_id);
+
+--
 -- Name: idempotency idempotency_pkey; Type: CONSTRAINT; Schema: app; Owner: -
 --
 
@@ -1481,6 +1501,18 @@ ALTER TABLE ONLY journal.head
 
 ALTER TABLE ONLY journal.snapshots
     ADD CONSTRAINT snapshots_pkey PRIMARY KEY (stream);
+
+--
+-- Name: conversations_by_age; Type: INDEX; Schema: app; Owner: -
+--
+
+CREATE INDEX conversations_by_age ON app.conversations USING brin (created_at);
+
+--
+-- Name: conversations_by_team; Type: INDEX; Schema: app; Owner: -
+--
+
+CREATE INDEX conversations_by_team ON app.conversations USING btree (team_id);
 
 --
 -- Name: idempotency_claim_id; Type: INDEX; Schema: app; Owner: -
@@ -1721,6 +1753,12 @@ GRANT ALL ON FUNCTION reporting.teams() TO saas_ledger_auditor;
 
 GRANT SELECT,INSERT ON TABLE app.checkpoints TO saas_ledger_app;
 GRANT SELECT ON TABLE app.checkpoints TO saas_ledger_auditor;
+
+--
+-- Name: TABLE conversations; Type: ACL; Schema: app; Owner: -
+--
+
+GRANT SELECT,INSERT,DELETE,UPDATE ON TABLE app.conversations TO saas_ledger_app;
 
 --
 -- Name: TABLE idempotency; Type: ACL; Schema: app; Owner: -

@@ -67,9 +67,10 @@ class Server:
 
 
 @contextmanager
-def running(dsn: str, **changes: Any) -> Iterator[Server]:
-    """A server of its own on a free port, for as long as the block."""
-    app = create_app(settings_for(dsn, **changes), dsn)
+def running(dsn: str, *, works: bool = True, **changes: Any) -> Iterator[Server]:
+    """A server of its own on a free port, for as long as the block; one that does no background work unless it
+    `works`."""
+    app = create_app(settings_for(dsn, **changes), dsn, works=works)
     app = recording.recorded(app) if recording.is_wanted() else app
     config = uvicorn.Config(app, port=0, log_config=None, lifespan="on", loop="uvloop")
     server = uvicorn.Server(config)

@@ -90,6 +90,20 @@ class Served(Server):
         self.process.wait(PATIENCE_SECONDS)
         psutil.wait_procs(killed, PATIENCE_SECONDS)
 
+    def kill(self) -> None:
+        """SIGKILL for the server and its workers; PostgreSQL goes on."""
+        postmaster = EmbeddedServer(self.data_dir).pid
+        killed = [psutil.Process(self.process.pid)]
+        killed += [
+            child
+            for child in killed[0].children(recursive=True)
+            if postmaster not in (child.pid, *(parent.pid for parent in child.parents()))
+        ]
+        for process in killed:
+            process.kill()
+        self.process.wait(PATIENCE_SECONDS)
+        psutil.wait_procs(killed, PATIENCE_SECONDS)
+
 
 def start(data_dir: Path, *arguments: str, **settings: str) -> subprocess.Popen[bytes]:
     """Start a command that stays."""

@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import AsyncExitStack, asynccontextmanager
 from datetime import UTC, datetime, timedelta
 from typing import Any, TypeVar
-from uuid import uuid4
+from uuid import UUID, uuid4
 
 import pytest
 
@@ -18,8 +18,9 @@ from domain.credit import Account, GrantCredits, grant_credits
 from domain.event import Command, Event
 from domain.job import Job, create_job, finish_call
 from domain.onboarding import DeleteTeam, delete_team
-from domain.streams import CREDIT, JOB, ORGANIZATION, TEAM, THE_CATALOG
+from domain.streams import CREDIT, JOB, ORGANIZATION, TEAM, THE_CATALOG, WEBHOOK
 from domain.team import RefillPeriod, SetAutoRefill, set_auto_refill
+from domain.webhook import WebhookDeleted, WebhookRegistered, WebhookSecretRotated
 from infra.journal import Connection
 from projections import due, jobs
 from tests.api.conftest import make_team, running, settings_for
@@ -336,6 +337,83 @@ def test_answers_kept_for_repeats_are_forgotten_after_a_day(runner: Run[None], d
             assert ["key-23"] == await column(house, "select key from app.idempotency")
 
     runner(story())
+
+
+def test_old_deliveries_are_forgotten_but_for_the_last_of_each_webhook(runner: Run[None], database: str) -> None:
+    insert = """
+        insert into app.webhook_deliveries (delivery_id, webhook_id, team_id, host, event, payload, status, created_at)
+        values (%s, %s, 'red', 'acme.example', 'job.created', '{}', 'delivered', %s)"""
+
+    async def story() -> None:
+        async with houses(database) as [house]:
+            for webhook in (an_id(1), an_id(2)):
+                async with house.pool.connection() as connection:
+                    for days in (33, 32, 31):
+                        await connection.execute(insert, (uuid4(), webhook, NOON - timedelta(days=days)))
+            assert 4 == await chores.purge_deliveries(house, NOON)
+            assert 0 == await chores.purge_deliveries(house, NOON)
+            last = await column(house, "select created_at from app.webhook_deliveries")
+            assert [NOON - timedelta(days=31)] * 2 == last
+
+    runner(story())
+
+
+def test_a_replaced_webhook_secret_is_forgotten_when_its_overlap_has_ended(runner: Run[None], database: str) -> None:
+    old, new, last = an_id(31), an_id(32), an_id(33)
+    day = timedelta(days=1)
+
+    async def rotate(house: House, old: str, new: str, at: datetime) -> None:
+        facts = {"webhook_id": an_id(30), "team_id": RESEARCH}
+        secrets = {"secret_id": new, "old_secret_id": old, "old_valid_until": at + day}
+        await play(house, WEBHOOK.stream(an_id(30)), WebhookSecretRotated(at=at, **facts, **secrets))
+
+    async def story() -> None:
+        async with houses(database) as [house]:
+            for secret_id in (old, new, last):
+                await house.secrets.put(UUID(secret_id), "webhook_secret", b"whsec_")
+            await play(house, WEBHOOK.stream(an_id(30)), a_webhook(secret_id=old))
+            await rotate(house, old, new, NOON)
+            await rotate(house, new, last, NOON + SOON)
+            assert 0 == await do(chores.forget_webhook_secrets, house, NOON + day - SOON)
+            assert 1 == await do(chores.forget_webhook_secrets, house, NOON + day)
+            assert {new, last} == await kept(house)
+            assert 1 == await do(chores.forget_webhook_secrets, house, NOON + day + SOON)
+            assert 0 == await do(chores.forget_webhook_secrets, house, NOON + 2 * day)
+            assert {last} == await kept(house)
+
+    runner(story())
+
+
+def test_what_a_deleted_webhook_leaves_behind_is_forgotten(runner: Run[None], database: str) -> None:
+    """Whoever deletes a webhook forgets its secrets, if nothing happens in between."""
+    secret, header, anothers = an_id(31), an_id(32), an_id(33)
+
+    async def story() -> None:
+        async with houses(database) as [house]:
+            for secret_id in (secret, header, anothers):
+                await house.secrets.put(UUID(secret_id), "webhook_secret", b"whsec_")
+            stream = WEBHOOK.stream(an_id(30))
+            await play(house, stream, a_webhook(secret_id=secret, auth_header_id=header))
+            await play(house, WEBHOOK.stream(an_id(40)), a_webhook(webhook_id=an_id(40), secret_id=anothers))
+            assert 0 == await do(chores.forget_webhook_secrets, house, NOON)
+            await play(house, stream, WebhookDeleted(at=NOON, webhook_id=an_id(30), team_id=RESEARCH))
+            assert 2 == await do(chores.forget_webhook_secrets, house, NOON)
+            assert {anothers} == await kept(house)
+
+    runner(story())
+
+
+def a_webhook(**facts: Any) -> WebhookRegistered:
+    whose = {"webhook_id": an_id(30), "team_id": RESEARCH, "organization_id": ACME}
+    where = {"webhook_url": "https://acme.example/told", "events": ("job.created",)}
+    return WebhookRegistered(at=NOON, **{**whose, **where, **facts})
+
+
+async def kept(house: House) -> set[str]:
+    """The ids of the secrets of webhooks that are still there."""
+    return {
+        str(each) for each in await column(house, "select secret_id from app.secrets where kind = 'webhook_secret'")
+    }
 
 
 async def column(house: House, select: str) -> list[object]:

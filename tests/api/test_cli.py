@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import Any
 from urllib.parse import urlencode
 from uuid import uuid4
@@ -17,6 +18,7 @@ import pytest
 from psycopg.conninfo import conninfo_to_dict
 
 from api import cli
+from domain.statement import period_of
 from infra import log as logging
 from tests.api.conftest import MASTER_KEY, Server, TestTeam, make_team, running
 from tests.api.serving import SETTINGS, fresh_data_dir, run
@@ -26,7 +28,8 @@ KEYS = {
     "ENCRYPTION_KEY": "test-encryption-key-of-the-suite",
     "JWT_SECRET_KEY": "test-jwt-secret-key-of-the-suite-32",
 }
-COMMANDS = ["serve", "work", "migrate", "demo", "openapi", "events", "verify", "rebuild", "replay"]
+LOOKING = ["events", "verify", "checkpoint", "rebuild", "replay", "statement"]
+COMMANDS = ["serve", "work", "migrate", "demo", "openapi", *LOOKING]
 
 
 @dataclass(frozen=True)
@@ -89,6 +92,13 @@ def test_every_command_says_how_it_is_used(command: Command, name: str):
 
     assert done.status == 0
     assert "Usage: saas-litellm" in done.out
+
+
+def test_what_is_not_used_as_it_says_ends_with_2(command: Command):
+    for wrong in (["dance"], ["replay"], ["credits", "grant", "acme", "none"], ["events", "--limit", "0"]):
+        done = command(*wrong)
+        assert (2, "") == (done.status, done.out)
+        assert "Usage: saas-litellm" in done.err
 
 
 def test_what_an_operator_can_mend_is_told_in_one_line(command: Command, monkeypatch: pytest.MonkeyPatch):
@@ -228,6 +238,57 @@ def test_replay_adds_up_what_a_team_has(command: Command, team: TestTeam):
         ("CreditsCharged", -1, 0),
     ]
     assert all(each["agrees"] for each in movements)
+
+
+THIS_MONTH = period_of(datetime.now(UTC))
+
+
+def test_a_statement_is_printed_for_people(command: Command, team: TestTeam):
+    team.client.post(f"/api/jobs/{team.job()}/complete", json={"status": "completed"})
+
+    title, *lines = command("statement", team.team_id, THIS_MONTH).lines
+
+    assert title == f"Test, {team.team_id}: {THIS_MONTH}, a preview, not closed yet"
+    today = f"{datetime.now(UTC):%Y-%m-%d}"
+    amounts = [line.split()[:5] for line in lines if line]
+    assert amounts[0] == ["opening", "balance", "0"]
+    assert amounts[1] == [today, "Credits", "granted", "+100", "100"]
+    assert amounts[2][:4] == [today, "Charge", "-1", "99"]
+    assert amounts[3] == ["closing", "balance", "99"]
+    assert lines[-1] == "calls behind the charges: 0.000000 USD"
+
+
+@pytest.mark.parametrize("kind", ["json", "csv", "ndjson", "html"])
+def test_a_statement_is_that_of_the_server_in_every_format(command: Command, town: Server, team: TestTeam, kind: str):
+    command("credits", "grant", team.team_id, "7")
+
+    done = command("statement", team.team_id, THIS_MONTH, "--format", kind)
+    answer = town.client().get(f"/api/reports/statements/{team.team_id}/{THIS_MONTH}", params={"format": kind})
+
+    if kind == "json":
+        assert [{**answer.json(), "limit": 2}] == done.json
+        assert done == command("statement", team.team_id, THIS_MONTH, "--json")
+    else:
+        assert answer.text.splitlines() == done.out.splitlines()
+
+
+def test_a_statement_needs_no_server_to_be_up_to_date(command: Command, database: str):
+    with running(database) as server, server.client() as admin:
+        team = make_team(server, admin)
+    command("credits", "grant", team.team_id, "7", on=database)
+
+    (statement,) = command("statement", team.team_id, THIS_MONTH, "--json", on=database).json
+
+    assert statement["closing_credits"] == 107
+
+
+def test_a_statement_that_cannot_be_is_refused(command: Command, team: TestTeam):
+    for whose, period, refusal in (
+        ("nobody", THIS_MONTH, "not_found resource=team"),
+        (team.team_id, "2020-01", "not_found resource=statement"),
+        (team.team_id, "soon", "invalid_value field=period"),
+    ):
+        assert command("statement", whose, period) == Done(1, "", f"saas-litellm: {refusal}\n")
 
 
 def test_a_journal_that_nobody_has_touched_is_verified(command: Command, team: TestTeam):

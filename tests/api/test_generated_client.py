@@ -83,6 +83,6 @@ def test_a_generated_client_understands_refusals(server: Server, team: TestTeam)
         assert isinstance(refused, models.Error)
         assert str(refused.code) == "forbidden"
 
-        odd = part("api.jobs.jobs_list").sync(client=client, order="sideways")
+        odd = part("api.jobs.jobs_list").sync(client=client, start_date="sideways")
         assert isinstance(odd, models.ValidationError)
-        assert odd.detail[0].loc == ["query", "order"]
+        assert odd.detail[0].loc == ["query", "start_date"]

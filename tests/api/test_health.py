@@ -6,8 +6,9 @@ import httpx
 import pytest
 
 from infra.version import VERSION
-from tests.api.conftest import Server
+from tests.api.conftest import Server, make_team, running
 from tests.api.people import anybody
+from tests.api.serving import until
 
 CLIENT = Path(__file__).parents[2] / "examples" / "typed_client.py"
 
@@ -48,3 +49,38 @@ def test_an_unknown_path_and_a_wrong_method_are_told_apart(admin: httpx.Client) 
 
 def _code(answer: httpx.Response) -> tuple[int, str]:
     return answer.status_code, answer.json()["code"]
+
+
+# -- a server that only answers ----------------------------------------------------------------------------------------
+
+
+def test_without_a_worker_a_new_server_is_not_ready_and_its_lists_say_so(database: str) -> None:
+    with running(database, works=False) as server, server.client() as admin:
+        ready = anybody(server).get("/health/ready")
+        assert (503, "not_ready") == _code(ready)
+        assert ["projections have not begun"] == ready.json()["reasons"]
+        jobs = admin.get("/api/jobs")
+        assert (503, "not_ready") == _code(jobs)
+        assert int(jobs.headers["Retry-After"]) > 0
+        with running(database):
+            until(lambda: anybody(server).get("/health/ready").status_code == 200)
+            assert 200 == admin.get("/api/jobs").status_code
+
+
+def test_a_server_whose_worker_is_gone_is_not_ready_when_something_has_been_waiting_too_long(database: str) -> None:
+    with running(database, works=False, ready_max_lag_seconds=0.001) as server, server.client() as admin:
+        with running(database):
+            until(lambda: anybody(server).get("/health/ready").status_code == 200)
+        make_team(server, admin)
+        until(lambda: anybody(server).get("/health/ready").status_code == 503)
+        ready = anybody(server).get("/health/ready")
+        assert (503, "not_ready") == _code(ready)
+        assert ready.json()["reasons"][0].startswith("projections lag")
+
+
+@pytest.mark.parametrize("host", ["unknown", "_hidden", "203.0.113.7", "2001:db8::1"])
+def test_figures_are_not_for_whoever_comes_from_elsewhere(server: Server, host: str) -> None:
+    forwarded = {"X-Forwarded-For": host}
+    assert 401 == anybody(server).get("/metrics", headers=forwarded).status_code
+    assert 200 == server.client().get("/metrics", headers=forwarded).status_code
+    assert 200 == anybody(server).get("/metrics").status_code

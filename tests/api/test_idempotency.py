@@ -1,12 +1,15 @@
 """Idempotency keys over HTTP: asked again, answered again, done once."""
 
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from typing import Any, LiteralString
 from uuid import uuid4
 
 import httpx
+import psycopg
+import pytest
 
 from tests.api.conftest import Server, TestTeam, make_alias, make_team, running
+from tests.api.serving import until
 from tests.provider import FakeProvider
 
 ASK: dict[str, Any] = {"messages": [{"role": "user", "content": "Hello"}]}
@@ -126,3 +129,101 @@ def test_keys_survive_a_restart(database: str) -> None:
         again = admin.post("/api/organizations/create", json=body, headers=headers)
     assert (again.status_code, again.text) == (200, first.text)
     assert again.headers["Idempotent-Replayed"] == "true"
+
+
+@pytest.mark.parametrize("path", ["llm-call", "llm-call-stream", "create-and-call", "create-and-call-stream"])
+def test_a_repeat_of_a_call_names_the_same_job_and_call(
+    admin: httpx.Client, provider: FakeProvider, team: TestTeam, path: str
+) -> None:
+    body = {**ASK, "model": make_alias(admin, provider), "team_id": team.team_id, "job_type": "test"}
+    url = f"/api/jobs/{path}" if path.startswith("create") else f"/api/jobs/{team.job()}/{path}"
+    headers = key()
+    first, again = (team.client.post(url, json=body, headers=headers) for _ in range(2))
+    assert again.headers["Idempotent-Replayed"] == "true"
+    for name in ("X-Job-Id", "X-Call-Id", "Content-Type", "Cache-Control", "X-Accel-Buffering"):
+        assert again.headers.get(name) == first.headers.get(name)
+    assert first.headers["X-Job-Id"]
+    assert first.headers["X-Call-Id"]
+
+
+def test_a_kept_refusal_is_json_also_where_streams_are_answered(server: Server, admin: httpx.Client) -> None:
+    poor, headers = make_team(server, admin, credits=0), key()
+    body = {**ASK, "team_id": poor.team_id, "job_type": "test"}
+    first, again = (poor.client.post("/api/jobs/create-and-call-stream", json=body, headers=headers) for _ in range(2))
+    assert again.headers["Idempotent-Replayed"] == "true"
+    assert (again.status_code, again.json()) == (first.status_code, first.json())
+    assert again.headers["Content-Type"] == "application/json"
+
+
+# -- claims whose process is gone --------------------------------------------------------------------------------------
+
+_BROKEN_OFF = """
+update app.idempotency set state = 'claimed', status = null, body = null,
+    process = case when %(is_gone)s then process - 1 else process end, has_written = %(has_written)s
+where key = %(key)s
+"""
+
+
+def _execute(server: Server, statement: LiteralString, **parameters: Any) -> None:
+    with psycopg.connect(server.dsn, autocommit=True) as connection:
+        connection.execute(statement, parameters)
+
+
+def _opened_again(server: Server, team: TestTeam, *, is_gone: bool, has_written: bool) -> httpx.Response:
+    """What is said to a repeat of a request that was broken off."""
+    headers, body = key(), {"team_id": team.team_id, "job_type": "test"}
+    team.client.post("/api/jobs/create", json=body, headers=headers)
+    _execute(server, _BROKEN_OFF, is_gone=is_gone, has_written=has_written, key=headers["Idempotency-Key"])
+    return team.client.post("/api/jobs/create", json=body, headers=headers)
+
+
+def test_a_claim_of_a_process_that_is_gone_is_free_at_once(server: Server, team: TestTeam) -> None:
+    answer = _opened_again(server, team, is_gone=True, has_written=False)
+    assert answer.status_code == 200
+    assert "Idempotent-Replayed" not in answer.headers
+
+
+def test_a_claim_of_a_process_that_lives_is_not_free(server: Server, team: TestTeam) -> None:
+    assert _opened_again(server, team, is_gone=False, has_written=False).status_code == 409
+
+
+def test_a_claim_that_may_have_come_to_something_ends_with_its_lease(server: Server, team: TestTeam) -> None:
+    assert _opened_again(server, team, is_gone=True, has_written=True).status_code == 409
+
+
+def test_no_provider_is_asked_under_a_claim_that_somebody_else_has(database: str, provider: FakeProvider) -> None:
+    with running(database) as server, server.client() as admin:
+        team = make_team(server, admin)
+        body = {**ASK, "model": make_alias(admin, provider, "gpt-taken-over")}
+        job_id = team.job()
+        # As if another process had taken the key over in the moment before the call is put on record.
+        _execute(
+            server,
+            """
+            create function app.take_over() returns trigger language plpgsql as $$ begin return null; end $$;
+            create trigger taken_over before update on app.idempotency
+                for each row when (new.has_written) execute function app.take_over()
+            """,
+        )
+        answer = team.client.post(f"/api/jobs/{job_id}/llm-call", json=body, headers=key())
+        assert (answer.status_code, answer.json()["code"]) == (409, "idempotency_in_flight")
+        assert team.client.get(f"/api/jobs/{job_id}").json()["costs"]["total_calls"] == 0
+    assert provider.calls["gpt-taken-over"] == 0
+
+
+def test_an_answer_does_not_wait_for_a_claim_that_cannot_be_ended(database: str) -> None:
+    with running(database) as server, server.client() as admin:
+        headers = key()
+        _execute(
+            server,
+            """
+            create function app.shut_down() returns trigger language plpgsql
+                as $$ begin raise 'the database shuts down' using errcode = 'admin_shutdown'; end $$;
+            create trigger shut_down before delete on app.idempotency
+                for each row execute function app.shut_down()
+            """,
+        )
+        assert admin.post("/api/organizations/create", json={}, headers=headers).status_code == 422
+        assert admin.post("/api/organizations/create", json={}, headers=headers).status_code == 409
+        _execute(server, "drop trigger shut_down on app.idempotency")
+        until(lambda: admin.post("/api/organizations/create", json={}, headers=headers).status_code == 422)

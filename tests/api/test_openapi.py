@@ -15,6 +15,8 @@ from api.app import CONTROLLERS, SURROUNDINGS, described
 from api.openapi import CALLERS, TAGS, Json, operations_of
 from api.problems import PROBLEMS
 from api.request_examples import EXAMPLES
+from tests.api.test_mistakes import query_of
+from tests.api.world import World
 
 COMMITTED = Path(__file__).parents[2] / "openapi.json"
 NOT_DESCRIBED = {("GET", "/docs/assets/{name}")}  # what the two pages are made of
@@ -78,6 +80,27 @@ def test_every_post_takes_an_idempotency_key(document: Json) -> None:
     for method, path, operation in operations_of(document):
         names = {each["name"] for each in operation.get("parameters", [])}
         assert ("Idempotency-Key" in names) == (method == "POST"), path
+
+
+def test_a_parameter_of_few_words_names_them_and_takes_them_in_any_letter_case(world: World, document: Json) -> None:
+    owner = world.server.client(world.callers["owner"])
+    for method, path, operation in operations_of(document):
+        for parameter in operation.get("parameters", []) if method == "GET" else []:
+            if parameter["in"] != "query" or parameter["name"] == "group_by":  # which takes several
+                continue
+            words = parameter["schema"].get("enum", [])
+            for word in [*words, "no-such-word"]:
+                query = {**query_of(world, operation), parameter["name"]: word.upper()}
+                answer = owner.get(world.path(path), params=query)
+                is_refused = answer.status_code == 422 and "value_error.enum" in answer.text
+                assert is_refused == (bool(words) and word not in words), (path, query, answer.text)
+
+
+def test_fields_of_few_words_name_them(document: Json) -> None:
+    few = {"budget_mode", "charge_policy", "refill_period", "payment_type", "role"}
+    for name, schema in document["components"]["schemas"].items():
+        for field in few & schema.get("properties", {}).keys() if name.endswith("Body") else ():
+            assert schema["properties"][field].get("enum"), (name, field)
 
 
 def test_creations_are_200_but_for_two(document: Json) -> None:

@@ -7,9 +7,10 @@ from uuid import uuid4
 import httpx
 import psycopg
 import pytest
-from psycopg import sql
 
 from tests.api.conftest import Server, TestTeam, make_alias, make_team, running
+from tests.api.serving import until
+from tests.api.world import everything_in
 from tests.provider import FakeProvider
 
 URL = "/api/provider-credentials"
@@ -344,21 +345,14 @@ def _secret_of(server: Server, alias: str) -> list[str]:
 
 
 def test_another_process_learns_of_a_rotation(server: Server, admin: httpx.Client, provider: FakeProvider) -> None:
-    team = make_team(server, admin)
+    team = make_team(server, admin, credits=100_000)  # a look costs one
     model = make_alias(admin, provider, api_key=None)
     first = created(admin, team.organization_id, api_key="sk-first")["credential_id"]
     with running(server.dsn) as other:
         there = TestTeam(team.organization_id, team.team_id, team.key, other.client(team.key))
         assert "sk-first" == key_used(there, model, provider)
         admin.put(f"{URL}/{first}", json={"api_key": "sk-renewed"})
-        _until(lambda: "sk-renewed" == key_used(there, model, provider))
-
-
-def _until(happened: Any) -> None:
-    for _ in range(200):
-        if happened():
-            return
-    raise AssertionError("it never happened")
+        until(lambda: "sk-renewed" == key_used(there, model, provider))
 
 
 # -- and never showing them --------------------------------------------------------------------------------------------
@@ -398,25 +392,10 @@ def test_no_key_is_in_any_answer_log_or_table(
             noted(admin.get(path))
         for path in ("activate", "deactivate"):
             noted(admin.post(f"{URL}/{credential}/{path}"))
-        texts.append(_everything_in(database))
+        texts.append(everything_in(database))
     out, err = capfd.readouterr()
     assert "call.attempt_failed" in out + err
     for text in (*texts, out, err):
         for key in KEYS:
             assert key not in text
             assert key.encode().hex() not in text
-
-
-def _everything_in(dsn: str) -> str:
-    """All rows of all tables; what is kept as bytes is written in hex."""
-    tables = "select table_schema, table_name from information_schema.tables where table_type = 'BASE TABLE'"
-    with psycopg.connect(dsn) as connection:
-        names = connection.execute(f"{tables} and table_schema not in ('pg_catalog', 'information_schema')").fetchall()
-        assert ("app", "secrets") in names
-        return "\n".join(
-            str(row)
-            for schema, table in names
-            for row in connection.execute(
-                sql.SQL("select each::text from {} as each").format(sql.Identifier(schema, table))
-            )
-        )

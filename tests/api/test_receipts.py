@@ -13,7 +13,7 @@ import pytest
 
 from examples import verify_receipt as verifier
 from examples.verify_receipt import NotProven
-from tests.api.conftest import Server, TestTeam, make_alias, make_team
+from tests.api.conftest import Server, TestTeam, make_alias, make_team, running
 from tests.api.people import code
 from tests.provider import FakeProvider
 
@@ -150,6 +150,23 @@ def test_what_was_signed_is_never_unsaid(server: Server, admin: httpx.Client) ->
     get(admin, "checkpoint")
     with psycopg.connect(server.dsn) as owner, pytest.raises(psycopg.errors.InsufficientPrivilege):
         owner.execute("delete from app.checkpoints")
+
+
+def test_there_is_no_receipt_of_a_history_that_was_rewritten_and_everybody_is_told(database: str) -> None:
+    with running(database) as server, server.client() as admin:
+        team = make_team(server, admin)
+        [entry] = admin.get("/api/credits/transactions", params={"team_id": team.team_id}).json()["transactions"]
+        receipt, size = f"/api/audit/receipts/{entry['transaction_id']}", get(admin, "checkpoint")["size"]
+        assert 200 == admin.get(receipt).status_code
+        with psycopg.connect(database) as owner:
+            owner.execute("alter table journal.events disable trigger user")
+            more = "regexp_replace(convert_from(state, 'UTF8'), '\"credits\":1', '\"credits\":9')::bytea"
+            owner.execute(f"update journal.events set state = {more} where topic = 'CreditsGranted'".encode())
+        told = [admin.get(receipt), admin.get(f"/api/audit/consistency?from={size}")]
+        make_team(server, admin)
+        told += [admin.get("/api/audit/checkpoint"), admin.get("/api/audit/consistency?from=1")]
+        assert [(500, "history_rewritten")] * 4 == [code(answer) for answer in told]
+        assert "saas_replay_mismatches_total" in server.client().get("/metrics").text
 
 
 def test_the_file_that_customers_get_verifies_offline(

@@ -58,6 +58,7 @@ def _book(admin: httpx.Client) -> None:
     body = "day,model,tokens,cost\n2026-03-05,gpt-4o,3300,0.0115\n"
     ok(admin.post(bills, params={"reference": "INV-7"}, content=body))
     ok(admin.post(f"{bills}/INV-7/book", json={"lines": [{"day": "2026-03-05", "model": "gpt-4o"}]}))
+    ok(admin.get(bills))  # has waited until the read models show it
 
 
 @contextmanager

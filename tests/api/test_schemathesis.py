@@ -65,9 +65,11 @@ def test_answers_are_those_described(world: World) -> None:
 @pytest.mark.proof
 @pytest.mark.timeout(3600)
 def test_answers_are_those_described_whatever_is_asked(world: World) -> None:
-    seed = random.randrange(2**32)
+    # In its short form, which stands before every change, it asks the same each time; at full length always anew.
+    is_short = os.environ.get("PROOFS") == "short"
+    seed = 2696607405 if is_short else random.randrange(2**32)
     print(f"seed {seed}")
-    check(world, examples=20 if os.environ.get("PROOFS") == "short" else 150, seed=seed)
+    check(world, examples=20 if is_short else 150, seed=seed)
 
 
 def check(world: World, *, examples: int, seed: int | None = None, derandomize: bool = False) -> None:

@@ -4,13 +4,16 @@ import os
 import signal
 import socket
 import stat
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import httpx
+import psycopg
 import pytest
+from prometheus_client.parser import text_string_to_metric_families
 
 from infra.embedded import EmbeddedServer
 from tests.api.conftest import TestTeam, make_alias, make_team
@@ -142,6 +145,49 @@ def test_what_was_acknowledged_survives_a_sigkill_of_everything(data_dir: Path, 
         assert client.post(f"/api/jobs/{job_id}/complete", json={"status": "completed"}).json() == ended
         verified = run(served.data_dir, "verify")
     assert verified.returncode == 0, verified.stderr
+
+
+@pytest.mark.parametrize("kill", [Served.kill, Served.kill_everything])
+def test_what_a_sigkill_broke_off_is_done_once_by_its_repeat(data_dir: Path, kill: Callable[[Served], None]):
+    headers = {"Idempotency-Key": "once"}
+    with serving(data_dir) as served, served.client() as admin, ThreadPoolExecutor() as threads:
+        team = make_team(served, admin, credits=10)
+        body = {"team_id": team.team_id, "amount": 5}
+        # Nobody can write while the test holds the writer lock, so the request has its claim and nothing more.
+        with suppress(psycopg.OperationalError), psycopg.connect(served.dsn) as writer:
+            writer.execute("select from journal.head for update")
+            asked = threads.submit(admin.post, "/api/credits/add", json=body, headers=headers)
+            until(lambda: writer.execute("select from app.idempotency where state = 'claimed'").rowcount)
+            kill(served)
+        assert isinstance(asked.exception(), httpx.TransportError)
+
+    with serving(data_dir) as served, served.client() as admin:
+        assert admin.post("/api/credits/add", json=body, headers=headers).status_code == 200
+        assert admin.get(f"/api/credits/balance?team_id={team.team_id}").json()["credits_allocated"] == 15
+
+
+def test_figures_are_those_of_all_workers_and_begin_anew_with_the_server(data_dir: Path):
+    def answered(served: Served) -> set[float]:
+        """What the pages say of requests for /health; each comes from whichever worker was asked."""
+        pages = [httpx.get(f"{served.url}/metrics").text for _ in range(10)]
+        return {
+            sum(
+                sample.value
+                for family in text_string_to_metric_families(page)
+                for sample in family.samples
+                if sample.name == "saas_http_request_seconds_count" and sample.labels["route"] == "/health"
+            )
+            for page in pages
+        }
+
+    with serving(data_dir, WORKERS="2") as served:
+        for _ in range(20):
+            assert httpx.get(f"{served.url}/health").status_code == 200
+        # A request is counted in the moment after its answer.
+        until(lambda: answered(served) == {20})
+
+    with serving(data_dir, WORKERS="2") as served:
+        assert answered(served) == {0}
 
 
 def test_the_embedded_postgresql_comes_back_while_the_server_runs(served: Served, admin: httpx.Client, team: TestTeam):

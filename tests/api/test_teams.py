@@ -34,6 +34,7 @@ TEAM_FIELDS = {
     "allowed_model_aliases",
     "allowed_models",
     "default_model",
+    "keep_prompts",
     "budget_mode",
     "credits_per_dollar",
     "tokens_per_credit",

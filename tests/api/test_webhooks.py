@@ -10,6 +10,7 @@ import psycopg
 import pytest
 from standardwebhooks.webhooks import Webhook
 
+from domain.webhook import MOST_WEBHOOKS_OF_A_TEAM
 from infra.webhooks import AT_ONCE_BY_WEBHOOK
 from tests.api.conftest import Server, TestTeam, make_alias, make_team, running
 from tests.conftest import _database_on
@@ -244,6 +245,19 @@ def test_an_administrator_registers_for_any_team_that_there_is(admin: httpx.Clie
     assert "team" == refused(admin.post("/api/webhooks/register", json=body), 404, "not_found")["resource"]
 
 
+def test_a_team_has_only_so_many_webhooks(admin: httpx.Client, server: Server) -> None:
+    team, another = make_team(server, admin), make_team(server, admin)
+    url = "https://93.184.216.34/told"
+    webhooks = [register(team, url) for _ in range(MOST_WEBHOOKS_OF_A_TEAM)]
+    body = {"team_id": team.team_id, "webhook_url": url, "events": ["job.created"]}
+    for client in (team.client, admin):
+        answer = refused(client.post("/api/webhooks/register", json=body), 400, "too_many_webhooks")
+        assert MOST_WEBHOOKS_OF_A_TEAM == answer["limit"]
+    register(another, url)
+    ok(team.client.delete(f"/api/webhooks/{webhooks[0]['webhook_id']}"))
+    register(team, url)
+
+
 def test_a_registration_repeated_under_its_key_gets_the_same_secret(team: TestTeam) -> None:
     body = {"team_id": team.team_id, "webhook_url": "http://a.example/", "events": ["job.created"]}
     key = {"Idempotency-Key": uuid4().hex}
@@ -368,6 +382,19 @@ def test_a_deleted_webhook_is_gone_and_told_no_more(team: TestTeam, receiver: Re
     team.job()
     receiver.until(1, f"{path}-kept")
     assert [] == receiver.at(path)
+
+
+def test_a_secret_can_be_rotated_again_and_again(team: TestTeam, receiver: Receiver, path: str) -> None:
+    webhook = register(team, receiver.url + path, "job.created")
+    for _ in range(3):
+        latest = ok(team.client.post(f"/api/webhooks/{webhook['webhook_id']}/rotate-secret"))
+        # The read models go on: what was rotated before is read back by them.
+        assert "X-Ledger-Lag" not in team.client.get("/api/webhooks").headers
+    team.job()
+
+    [request] = receiver.until(1, path)
+    assert "job.created" == verified(request, webhook)["event"]
+    assert "job.created" == verified(request, latest)["event"]
 
 
 def test_after_a_rotation_receivers_with_either_secret_are_content(

@@ -9,6 +9,7 @@ from uuid import uuid4
 
 import httpx
 import psycopg
+from psycopg import sql
 
 from api.openapi import Json
 from tests.api.conftest import MASTER_KEY, Server, TestTeam, make_team, running
@@ -48,6 +49,20 @@ def head_of(connection: psycopg.Connection[Any]) -> int:
     row = connection.execute("select position from journal.head").fetchone()
     assert row is not None
     return int(row[0])
+
+
+def everything_in(dsn: str) -> str:
+    """All rows of all tables; what is kept as bytes is written in hex."""
+    tables = """select table_schema, table_name from information_schema.tables
+        where table_type = 'BASE TABLE' and table_schema not in ('pg_catalog', 'information_schema')"""
+    with psycopg.connect(dsn) as connection:
+        names = connection.execute(tables).fetchall()
+        assert {("app", "secrets"), ("journal", "events")} <= set(names)
+        return "\n".join(
+            str(row)
+            for name in names
+            for row in connection.execute(sql.SQL("select each::text from {} as each").format(sql.Identifier(*name)))
+        )
 
 
 @contextmanager

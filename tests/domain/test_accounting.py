@@ -18,7 +18,14 @@ import msgspec
 import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    invariant,
+    precondition,
+    rule,
+    run_state_machine_as_test,
+)
 
 from domain import streams
 from domain.charging import (
@@ -514,4 +521,11 @@ def due(terms: Budget, cost: Fraction, tokens: int) -> int:
 
 pytestmark = pytest.mark.timeout(600)  # only a failure takes long: it is made small before it is shown
 TestAccounting = Accounting.TestCase
-TestAccounting.settings = settings(max_examples=250, stateful_step_count=50, derandomize="CI" in os.environ)
+TestAccounting.settings = settings(max_examples=80, stateful_step_count=50, derandomize="CI" in os.environ)
+
+
+@pytest.mark.proof
+@pytest.mark.timeout(3600)
+def test_accounting_at_length() -> None:
+    examples = 250 if os.environ.get("PROOFS") == "short" else 5000
+    run_state_machine_as_test(Accounting, settings=settings(max_examples=examples, stateful_step_count=50))

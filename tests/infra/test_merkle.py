@@ -64,6 +64,7 @@ def test_every_leaf_of_every_small_tree_is_proven():
         for index in range(size):
             proof = proof_of(merkle.inclusion_ranges(index, size))
             assert root == root_of_inclusion(LEAVES[index], index, size, proof)
+            assert root == merkle.proven_root(LEAVES[index], index, size, proof)
 
 
 def test_every_small_tree_begins_with_every_smaller_one():

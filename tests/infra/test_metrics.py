@@ -101,3 +101,17 @@ def test_several_workers_share_one_page(tmp_path: Path) -> None:
     ).stdout
 
     assert "saas_append_events_total 4.0" in shown
+
+
+def test_what_a_worker_counted_outlives_it_and_its_gauges_do_not(tmp_path: Path) -> None:
+    environment = os.environ | {"PROMETHEUS_MULTIPROC_DIR": str(tmp_path)}
+    worker = "from infra import metrics; metrics.queued(7); metrics.appended(commands=1, events=2, seconds=0.001)"
+    page = "from infra import metrics; metrics.queued(1); print(metrics.render().decode())"
+
+    subprocess.run([sys.executable, "-c", worker], env=environment, check=True)
+    shown = subprocess.run(
+        [sys.executable, "-c", page], env=environment, check=True, capture_output=True, text=True
+    ).stdout
+
+    assert "saas_append_events_total 2.0" in shown.splitlines()
+    assert "saas_queue_commands 1.0" in shown.splitlines()

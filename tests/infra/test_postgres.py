@@ -146,6 +146,19 @@ def test_a_superuser_is_refused_on_an_external_database(server: EmbeddedServer):
         require_safe_role(server.superuser_dsn, embedded=False)
 
 
+@pytest.mark.parametrize("encoding", ["SQL_ASCII", "LATIN1"])
+def test_a_database_that_cannot_keep_every_letter_is_refused(owner_dsn: str, encoding: str):
+    name = f"{encoding.lower()}_{uuid4().hex[:8]}"
+    create = f"create database {name} encoding '{encoding}' locale 'C' locale_provider libc template template0"
+    with psycopg.connect(owner_dsn, autocommit=True) as owner:
+        owner.execute(create.encode())
+        try:
+            with pytest.raises(DatabaseUnusable, match=f"in {encoding}; make one WITH ENCODING 'UTF8'"):
+                require_safe_role(make_conninfo(owner_dsn, dbname=name), embedded=False)
+        finally:
+            owner.execute(f"drop database {name}".encode())
+
+
 def test_an_ordinary_role_is_accepted_everywhere(server: EmbeddedServer, database: str):
     require_safe_role(server.dsn, embedded=True)
     require_safe_role(database, embedded=False)

@@ -1,6 +1,7 @@
 """The independent auditor: an honest day passes, and whatever somebody changes behind its back is named and located."""
 
 import json
+import random
 import secrets
 import subprocess
 import sys
@@ -16,11 +17,14 @@ from psycopg import sql
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 from api import auditing, cli
+from api.app import PROJECTIONS
+from api.auditing import audited
 from examples.verify_receipt import opened
 from infra import readable
 from infra.embedded import programs
 from infra.verify import verify as chain
 from projections.audit import Finding, Report, audit
+from projections.webhook_deliveries import WEBHOOKS
 from tests.api.conftest import TestTeam, make_alias, make_team, running, settings_for
 from tests.conftest import _database_on
 from tests.provider import FakeProvider
@@ -43,7 +47,7 @@ def day(owner_dsn: str, template: str) -> Iterator[Day]:
     """A day with jobs that end in every way, a refund, and a job that is still open; the server has gone home."""
     name = f"day_{secrets.token_hex(4)}"
     with FakeProvider() as provider, _database_on(owner_dsn, name, template) as dsn:
-        with running(dsn) as server, server.client() as admin:
+        with running(dsn, webhook_allow_private=True) as server, server.client() as admin:
             alias, broken = make_alias(admin, provider, "usage-1000-2000"), make_alias(admin, provider, "status-500")
             team = make_team(server, admin, credits=1000, budget_mode="consumption_usd", credits_per_dollar=1000)
             other = make_team(server, admin)
@@ -66,6 +70,16 @@ def day(owner_dsn: str, template: str) -> Iterator[Day]:
             team.client.post(f"/api/jobs/{job(team, alias)}/cancel", json={})
             refund = admin.post(f"/api/credits/teams/{team.team_id}/refund", json={"job_id": charged, "credits": 1})
             assert refund.status_code == 200, refund.text
+            ending = {"amount": 5, "expires_at": "2999-01-01T00:00:00Z"}
+            refill = {"enabled": True, "refill_amount": 5, "refill_period": "monthly"}
+            hook = {"team_id": team.team_id, "webhook_url": "http://127.0.0.1:9/", "events": ["job.failed"]}
+            for path, wish in (
+                (f"/api/credits/teams/{team.team_id}/add", ending),
+                (f"/api/credits/teams/{other.team_id}/configure-auto-refill", refill),
+                ("/api/webhooks/register", hook),
+            ):
+                answer = admin.post(path, json=wish)
+                assert answer.is_success, answer.text
             still_open = job(team, alias)
             admin.get("/api/credits/balance", params={"team_id": team.team_id})  # waits for the read models
             assert admin.get("/api/audit/checkpoint").status_code == 200
@@ -84,17 +98,25 @@ def database(owner_dsn: str, day: Day) -> Iterator[str]:
         yield dsn
 
 
-def audited(dsn: str) -> Report:
+@pytest.fixture
+def dice() -> random.Random:
+    seed = random.randrange(1 << 32)
+    print("seed", seed)
+    return random.Random(seed)
+
+
+def replayed(dsn: str) -> Report:
+    """The same without building the read models, for what shows already then."""
     with readable.connect_blocking(dsn) as connection:
         return audit(connection)
 
 
-def tampered(dsn: str, statement: str, *parameters: object) -> list[Finding]:
+def tampered(dsn: str, statement: str, *parameters: object, look: Callable[[str], Report] = replayed) -> list[Finding]:
     """What the auditor finds after somebody did this."""
     with psycopg.connect(dsn) as owner:
         done = owner.execute(statement.encode(), parameters)
         assert done.rowcount > 0, "nothing was changed"
-    report = audited(dsn)
+    report = look(dsn)
     assert report.found == len(report.findings)
     return report.findings
 
@@ -122,6 +144,7 @@ REMOVE = """
 delete from journal.events
 where notification_id = (select max(notification_id) from journal.events where topic = %s)
 """
+TABLES = {table for projection in (*PROJECTIONS, WEBHOOKS) for table in projection.tables}
 ADDS_UP, FROM_HOLD = "recorded_credits_are_those_of_the_replay", "no_more_is_taken_from_a_hold_than_is_in_it"
 COSTS, PRICED = "a_charge_is_what_the_calls_cost", "a_call_costs_its_tokens_times_its_price"
 AS_ENDED = "a_job_is_charged_as_its_end_says"
@@ -133,7 +156,7 @@ AS_ENDED = "a_job_is_charged_as_its_end_says"
 def test_an_honest_day_passes_every_check(database: str) -> None:
     report = audited(database)
     assert ([], [], 0) == (report.findings, report.skipped, report.found)
-    assert {"balances", "transactions", "jobs", "calls", "snapshots"} <= set(report.checks)
+    assert {"snapshots", "receipts", *TABLES} <= set(report.checks)
     assert 6 == report.jobs
     assert report.events == report.position > 0
 
@@ -144,7 +167,17 @@ def test_an_auditor_who_may_only_read_can_audit(database: str, owner_dsn: str) -
         login = sql.SQL("create role {} login password 'secret' in role saas_ledger_auditor")
         owner.execute(login.format(sql.Identifier(role)))
         try:
-            assert [] == audited(make_conninfo(database, user=role, password="secret")).findings
+            login_dsn = make_conninfo(database, user=role, password="secret")
+            report = audited(login_dsn)
+            assert ([], []) == (report.findings, report.skipped)
+            name = sql.Identifier(str(conninfo_to_dict(database)["dbname"]))
+            owner.execute(sql.SQL("revoke temporary on database {} from public").format(name))
+            without = audited(login_dsn)
+            assert ([], ["rows of read models, since no temporary tables can be made here"]) == (
+                without.findings,
+                without.skipped,
+            )
+            assert "balances" in without.checks
         finally:
             owner.execute(sql.SQL("drop role {}").format(sql.Identifier(role)))
 
@@ -174,10 +207,10 @@ def test_an_audit_of_a_busy_house_finds_nothing_either(owner_dsn: str, template:
         with ThreadPoolExecutor() as workers:
             working = [workers.submit(work, team) for team in teams]
             try:
-                reports = [audited(dsn) for _ in range(12)]
+                reports = [audited(dsn) for _ in range(6)]
             finally:
                 done.set()
-        assert [[]] * 12 == [report.findings for report in reports]
+        assert [[]] * 6 == [report.findings for report in reports]
         assert reports[0].events < reports[-1].events
         assert all(each.result() for each in working)
 
@@ -270,12 +303,162 @@ def test_a_journal_that_was_cut_off_stands_behind_its_read_models(database: str)
 def test_a_row_that_somebody_changed_is_named_and_located(
     database: str, day: Day, statement: str, table: str, detail: str
 ) -> None:
-    found = tampered(database, statement, day.team.team_id)
+    found = tampered(database, statement, day.team.team_id, look=audited)
     assert {table} == checks(found)
     assert any(detail in finding.detail for finding in found)
     rows = {day.team.team_id, f"{day.team.team_id}-2"}
     if table == "balances":
         assert rows >= {finding.subject for finding in found}
+
+
+@dataclass(frozen=True)
+class Column:
+    table: str
+    name: str
+    key: tuple[str, ...]
+    other: str
+    """SQL for a value of its type that is nowhere."""
+
+
+OTHER_VALUES = {
+    "text": "'another'",
+    "text[]": "array['another']",
+    "bigint": "777777",
+    "integer": "777777",
+    "smallint": "7777",
+    "numeric": "7.77",
+    "boolean": "not {name}",
+    "uuid": "gen_random_uuid()",
+    "jsonb": "'[777]'",
+    "date": "'1999-12-31'",
+    "timestamp with time zone": "'1999-12-31'",
+    "bytea": "'another'",
+}
+
+
+def columns(connection: psycopg.Connection) -> list[Column]:
+    """All columns of all tables that have rows."""
+    found = connection.execute("""
+        select attrelid::regclass::text, attname, format_type(atttypid, atttypmod), array(
+            select attname from pg_attribute as part
+            where part.attrelid = indrelid and part.attnum = any (indkey) order by part.attnum)::text[]
+        from pg_attribute join pg_index on attrelid = indrelid and indisprimary
+        where attrelid::regclass::text like 'readmodel.%' and attnum > 0 order by 1, attnum
+    """)  # fmt: skip
+    all_of_them = [
+        Column(table.partition(".")[2], name, tuple(key), OTHER_VALUES[kind].format(name=name))
+        for table, name, kind, key in found.fetchall()
+    ]
+    return [each for each in all_of_them if each.table in TABLES and rows_of(connection, each.table)]
+
+
+def key_of(column: Column) -> sql.Composed:
+    return sql.SQL(", ").join(sql.SQL("{}::text").format(sql.Identifier(name)) for name in column.key)
+
+
+def rows_of(connection: psycopg.Connection, table: str) -> list[tuple[object, ...]]:
+    select = sql.SQL("select ctid from readmodel.{}").format(sql.Identifier(table))
+    return connection.execute(select).fetchall()
+
+
+def named(finding: Finding, key: tuple[str, ...], values: tuple[object, ...]) -> bool:
+    """Whether a finding is about just this row."""
+    called = str(values[0]) if len(key) == 1 else " ".join(f"{k}={v}" for k, v in zip(key, values, strict=True))
+    return called in (finding.subject, str(finding.position))
+
+
+def test_any_column_of_any_read_model_that_somebody_changed_is_named_with_its_row(
+    database: str, dice: random.Random
+) -> None:
+    changed = []
+    with psycopg.connect(database) as owner:
+        every = [column for column in columns(owner) if column.name not in column.key]
+        for column in every:
+            [ctid] = dice.choice(rows_of(owner, column.table))
+            row = owner.execute(
+                sql.SQL("update readmodel.{} set {} = {} where ctid = %s returning {}").format(
+                    sql.Identifier(column.table),
+                    sql.Identifier(column.name),
+                    sql.SQL(column.other),
+                    key_of(column),
+                ),
+                (ctid,),
+            ).fetchone()
+            assert row is not None
+            changed.append((column, row))
+    report = audited(database)
+    missed = [
+        (column, row)
+        for column, row in changed
+        if not any(
+            finding.check == column.table and named(finding, column.key, row) and f"{column.name} is " in finding.detail
+            for finding in report.findings
+        )
+    ]
+    assert [] == missed
+    assert len(changed) > 150
+    assert [] == [each for each in report.findings if "replayed" in each.detail and each.position is None]
+
+
+def test_a_row_that_somebody_moved_to_another_key_is_missed_and_does_not_belong_where_it_is(
+    database: str, dice: random.Random
+) -> None:
+    gone, added = [], []
+    with psycopg.connect(database) as owner:
+        for column in {each.table: each for each in columns(owner) if each.name in each.key}.values():
+            [ctid] = dice.choice(rows_of(owner, column.table))
+            table, names = sql.Identifier(column.table), key_of(column)
+            select = sql.SQL("select {} from readmodel.{} where ctid = %s").format(names, table)
+            move = sql.SQL("update readmodel.{} set {} = {} where ctid = %s returning {}").format(
+                table, sql.Identifier(column.name), sql.SQL(column.other), names
+            )
+            gone += [(column, row) for row in owner.execute(select, (ctid,)).fetchall()]
+            added += [(column, row) for row in owner.execute(move, (ctid,)).fetchall()]
+    findings = audited(database).findings
+    missing = [each for each in findings if "is missing" in each.detail]
+    without_event = [each for each in findings if "without an event" in each.detail]
+    for rows, told in ((gone, missing), (added, without_event)):
+        for column, row in rows:
+            assert any(each.check == column.table and named(each, column.key, row) for each in told), (column, row)
+    assert len(gone) == len(missing) == len(without_event) >= 15
+    assert all(each.position is not None for each in missing)
+
+
+def test_an_audit_goes_to_its_end_where_read_models_cannot_be_built(database: str) -> None:
+    unreadable = tampered(database, CHANGE, '"job_type":"test"', '"job_type":7', "JobCreated", look=audited)
+    assert "fit nowhere" in next(each.detail for each in unreadable if each.check == "read_models")
+
+
+def test_rows_are_compared_also_where_the_journal_has_holes_and_no_end(database: str) -> None:
+    with psycopg.connect(database) as owner:
+        owner.execute("delete from journal.events where topic = 'CreditsGranted'")
+        owner.execute("update journal.head set position = position - 3")
+    found = tampered(database, "delete from journal.events where notification_id > (select position from journal.head)")
+    rows = audited(database).findings
+    assert checks(found) | {"credit_days", "credit_watches"} <= checks(rows)
+    assert [] == [each for each in rows if "fit nowhere" in each.detail]
+
+
+@pytest.mark.parametrize("table", ["balances", "usage_by_day", "webhooks"])
+def test_a_read_model_that_somebody_dropped_or_altered_is_named(database: str, table: str) -> None:
+    with psycopg.connect(database) as owner:
+        owner.execute(f"alter table readmodel.{table} drop column organization_id cascade".encode())
+    altered = audited(database).findings
+    assert {(table, f"readmodel.{table}")} == {(each.check, each.subject) for each in altered}
+    with psycopg.connect(database) as owner:
+        owner.execute(f"drop table readmodel.{table} cascade".encode())
+    dropped = audited(database).findings
+    assert {(table, f"readmodel.{table}")} == {(each.check, each.subject) for each in dropped}
+
+
+def test_a_sum_that_somebody_changed_is_located_at_the_last_event_that_is_in_it(database: str, day: Day) -> None:
+    lie = "update readmodel.usage_by_team set total_jobs = 77 where team_id = %s"
+    [finding] = tampered(database, lie, day.team.team_id, look=audited)
+    last = "select max(notification_id) from journal.events where originator_id = %s and topic = 'CallFinished'"
+    with psycopg.connect(database) as connection:
+        [[position]] = connection.execute(last, (f"job-{day.still_open}",)).fetchall()
+    assert ("usage_by_team", position, day.team.team_id) == (finding.check, finding.position, finding.subject)
+    assert "total_jobs is 77, replayed 4" == finding.detail
 
 
 def test_a_snapshot_that_somebody_changed_is_named_and_located(database: str, day: Day) -> None:
@@ -349,6 +532,76 @@ def test_the_command_says_what_is_wrong_and_where(database: str, day: Day, verif
     status, said = verify("--database", database, "--json")
     [finding] = json.loads(said)["audit"]["findings"]
     assert (1, "balances", day.team.team_id) == (status, finding["check"], finding["subject"])
+
+
+SWAP = """
+update journal.events set notification_id = case notification_id when {p} then 1000000 else {p} end
+where notification_id = {p};
+update journal.events set notification_id = {p} where notification_id = {p} + 1;
+update journal.events set notification_id = {p} + 1 where notification_id = 1000000
+"""
+INSERT = """
+alter table journal.events drop constraint events_notification_id_check;
+update journal.events set notification_id = -notification_id where notification_id >= {p};
+update journal.events set notification_id = 1 - notification_id where notification_id < 0;
+insert into journal.events values ('credit-forged', 1, 'AccountOpened', '{{}}', {p}, sha256(''));
+update journal.head set position = position + 1
+"""
+
+
+@pytest.mark.parametrize(
+    "statement,place,kind",
+    [
+        *(
+            (f"update journal.events set {change} where notification_id = {{p}}", 0, kind)
+            for change, kind in (
+                ("originator_id = originator_id || 'x'", "hash"),
+                ("originator_version = originator_version + 1000", "hash"),
+                ("topic = topic || 'x'", "hash"),
+                ("state = state || 'x'", "hash"),
+                ("notification_id = notification_id + 1000000", "missing"),
+                ("hash = sha256(hash)", "hash"),
+            )
+        ),
+        ("delete from journal.events where notification_id = {p}", 0, "missing"),
+        ("delete from journal.events where notification_id > {p}", 1, "missing"),
+        (INSERT, 0, "hash"),
+        (SWAP, 0, "hash"),
+    ],
+)
+def test_the_command_says_at_which_position_the_journal_was_tampered_with(
+    database: str, verify: Verify, dice: random.Random, statement: str, place: int, kind: str
+) -> None:
+    with psycopg.connect(database) as owner:
+        [[head]] = owner.execute("select position from journal.head").fetchall()
+        position = dice.randrange(1, head)
+        owner.execute(statement.format(p=position).encode())
+        owner.execute("alter table journal.events enable trigger user")
+    status, said = verify("--database", database, "--quick")
+    assert (1, True) == (status, f"BROKEN at position {position + place} ({kind})" in said)
+
+
+@pytest.mark.parametrize(
+    "statement,said",
+    [
+        ("update journal.head set hash = sha256(hash)", "(head)"),
+        ("update journal.head set position = position - 1", "(head)"),
+        ("insert into journal.snapshots values ('{account}', 2, 1, '{{}}')", "{account} (snapshots)"),
+        ("delete from readmodel.credit_days where team_id = '{team}'", "team_id={team} day={today} (credit_days)"),
+        ("drop table readmodel.audit_log", "readmodel.audit_log (audit_log): the table is missing"),
+        ("drop table readmodel.transactions", "readmodel.transactions (transactions)"),
+        ("insert into app.merkle values (1, 0, sha256('x'))", "app.merkle 1/0 (receipts): is kept, but"),
+    ],
+)
+def test_the_command_names_what_else_was_tampered_with(
+    database: str, day: Day, verify: Verify, statement: str, said: str
+) -> None:
+    with psycopg.connect(database) as owner:
+        names = {"team": day.team.team_id, "account": f"credit-{day.team.team_id}"}
+        [[names["today"]]] = owner.execute("select max(day)::text from readmodel.credit_days").fetchall()
+        owner.execute(statement.format(**names).encode())
+    status, told = verify("--database", database)
+    assert (1, True) == (status, said.format(**names) in told), told
 
 
 def test_the_command_can_leave_it_at_the_chain(database: str, day: Day, verify: Verify) -> None:

@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from datetime import UTC, date, datetime, timedelta
 from decimal import Decimal
+from itertools import product
 from typing import Any, TypeVar
 from uuid import UUID
 
@@ -26,7 +27,7 @@ from domain.job import (
 )
 from infra import postgres
 from infra.journal import Connection, Recorded
-from projections import usage
+from projections import jobs, usage
 from projections.calls import CALLS
 from projections.engine import prepare, project
 from projections.jobs import JOBS
@@ -225,6 +226,23 @@ def test_totals_are_the_sum_of_all_days(database: str) -> None:
     on(database, Past().events, ask)
 
 
+def test_a_list_says_how_many_jobs_it_has_in_all(database: str) -> None:
+    some: dict[str, list[str | None]] = {
+        "team_id": [None, "red", "nobody"],
+        "organization_id": [None, "acme"],
+        "status": [None, "pending", "in_progress", "completed", "failed", "cancelled"],
+        "job_type": [None, "chat"],
+    }
+
+    async def ask(connection: Connection) -> None:
+        for values in product(*some.values()):
+            wanted = dict(zip(some, values, strict=True))
+            found, total = await jobs.page(connection, {**wanted, "limit": 1000, "offset": 0})
+            assert len(found) == total, wanted
+
+    on(database, Past().events, ask)
+
+
 def test_any_period_is_exact_to_the_microsecond(database: str) -> None:
     choose = random.Random(SEED)
     moments = [NEW_YEAR + timedelta(seconds=choose.randrange(-86400, 100 * 86400)) for _ in range(40)]
@@ -256,16 +274,16 @@ def test_jobs_of_a_period_are_as_many_as_it_says(database: str) -> None:
 
     async def ask(connection: Connection) -> None:
         records = await usage.of_team(connection, "red", span)
-        jobs = await usage.jobs_of_team(connection, "red", span, limit=1000, offset=0)
-        assert len(jobs) == sum(record.total_jobs for record in records)
-        moments = [job.created_at for job in jobs]
+        found = await usage.jobs_of_team(connection, "red", span, limit=1000, offset=0)
+        assert len(found) == sum(record.total_jobs for record in records)
+        moments = [job.created_at for job in found]
         assert moments == sorted(moments, reverse=True)
         pages = [
             job
-            for offset in range(0, len(jobs), 3)
+            for offset in range(0, len(found), 3)
             for job in await usage.jobs_of_team(connection, "red", span, limit=3, offset=offset)
         ]
-        assert jobs == pages
+        assert found == pages
 
     on(database, Past().events, ask)
 

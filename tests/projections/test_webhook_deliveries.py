@@ -391,7 +391,7 @@ def test_events_that_are_projected_again_are_not_delivered_again_even_if_forgott
             await past.happens(registered(), CREATED, JobCompleted(**END), granted(100), charged(20))
             assert ["credits.low", "job.completed", "job.created"] == await past.told()
             await past.connection.execute("delete from app.webhook_deliveries where event = 'job.created'")
-            past.read_models = (JOBS, replace(webhook_deliveries((90, 50, 20)), version=2))
+            past.read_models = (JOBS, replace(webhook_deliveries((90, 50, 20)), version=DELIVERIES.version + 1))
             await prepare(past.connection, past.read_models)
             assert ["credits.low", "job.completed"] == await past.told()
             await past.happens(charged(19), TeamSuspended(at=NOON, team_id=RESEARCH))
@@ -408,7 +408,7 @@ def test_a_delivery_keeps_its_name_however_often_it_is_made(database: str, runne
             before = await (await past.connection.execute(names)).fetchall()
             await past.connection.execute("update app.webhook_horizon set position = 0")
             await past.connection.execute("delete from app.webhook_deliveries")
-            await prepare(past.connection, [replace(DELIVERIES, version=2)])
+            await prepare(past.connection, [replace(DELIVERIES, version=DELIVERIES.version + 1)])
             assert before == await (await past.connection.execute(names)).fetchall()
 
     runner(story())

@@ -29,13 +29,14 @@ def free_port() -> int:
 
 @dataclass
 class House:
-    """`saas-litellm serve` on a folder of its own."""
+    """`saas-litellm serve` on a folder of its own, with the work in the background or without."""
 
     data_dir: Path
     workers: int = 1
     settings: dict[str, str] = field(default_factory=dict)
     port: int = field(default_factory=free_port)
     process: subprocess.Popen[bytes] | None = None
+    api_only: bool = False
 
     @property
     def url(self) -> str:
@@ -48,6 +49,10 @@ class House:
     @property
     def master_key(self) -> str:
         return self.settings.get("MASTER_KEY") or (self.data_dir / "master-key").read_text().strip()
+
+    @property
+    def _options(self) -> list[str]:
+        return ["--api-only"] if self.api_only else []
 
     def start(self) -> None:
         """Starts the server and waits until it is ready."""
@@ -66,7 +71,7 @@ class House:
                 environment.pop(name, None)
         with (self.data_dir / "server.log").open("ab") as log:
             self.process = subprocess.Popen(
-                [sys.executable, "-c", "from api.cli import main; main()", "serve"],
+                [sys.executable, "-c", "from api.cli import main; main()", "serve", *self._options],
                 env=environment,
                 stdout=log,
                 stderr=log,
