@@ -103,6 +103,8 @@ class Progress:
         while self._waiting and not self._is_told:
             try:
                 self.moved(await self._ask())
+            except psycopg.errors.UndefinedTable:
+                await asyncio.sleep(PACE_SECONDS)  # a new database: whoever leads is making the tables
             except (psycopg.Error, OSError) as problem:
                 log.warning("progress.unknown", reason=type(problem).__name__)
                 await asyncio.sleep(RETRY_SECONDS)
