@@ -200,6 +200,7 @@ def create_app(settings: Settings, dsn: str, *, works: bool = True) -> ASGIApp:
         ),
         openapi_config=None,
         logging_config=None,
+        request_max_body_size=None,  # the edge measures bodies
         **SURROUNDINGS,
     )
     return Edge(app, settings.max_body_bytes)

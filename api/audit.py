@@ -31,7 +31,7 @@ from domain.errors import NotFound
 from domain.event import JsonObject
 from domain.job import Job
 from domain.streams import CREDIT, DECODERS, JOB, decode
-from infra import readable
+from infra import metrics, readable
 from infra.verify import verify
 from projections import evidence
 from projections.evidence import Evidence, Wanted, signature_of
@@ -240,6 +240,8 @@ class AuditController(Controller):
         until = min(head if last is None else last, first + VERIFIED_AT_ONCE - 1)
         async with _verifying:
             found = await asyncio.to_thread(_verified, str(house.pool.conninfo), first, until, _noted(noted))
+        if found.first_break is not None:
+            metrics.replay_disagreed(1)
         reached = found.to_position
         more = found.first_break is None and reached < min(head, last or head)
         return reply(

@@ -27,6 +27,7 @@ from api.problems import PROBLEMS, Invalid, Trouble
 from api.throttle import Admission
 from domain import catalog as names
 from domain.charging import CompleteJob, FailJob, StartCall, complete_job, fail_job, start_call
+from domain.errors import Refusal
 from domain.event import Command, Event, JsonObject
 from domain.job import Attempt, CallError, CallStarted, FailCall, FinishCall, Job, fail_call, finish_call, require_job
 from domain.streams import CREDIT, JOB, ORGANIZATION, TEAM, THE_CATALOG
@@ -365,7 +366,8 @@ async def _settle(
     if not call.ends_job:
         await _record(call, decide, command, JOB.stream(call.started.job_id), kept=kept)
         return None
-    await _record(call, decide, command, JOB.stream(call.started.job_id), kept=None)
+    if await _record(call, decide, command, JOB.stream(call.started.job_id), kept=None) is None:
+        return None
     return await end_job(call.caller, call.started.job_id, call.started.team_id, failed_with, kept)
 
 
@@ -487,6 +489,20 @@ class Relay:
 
     async def _carry(self) -> Ended:
         """Runs the call to its end and records it, whoever listens."""
+        try:
+            ended = await self._run()
+        except Refusal as refusal:
+            # The call is on record, but its job has ended in another way meanwhile, and that stays so.
+            ended = Ended(trouble=Trouble(refusal.code))
+        except Exception:
+            log.exception("call.crashed", call_id=self.call.call_id)
+            ended = Ended(trouble=Trouble("internal_error"))
+        await self._end_claim(ended)
+        if not self._client_left:
+            await self._put(ended)
+        return ended
+
+    async def _run(self) -> Ended:
         self._pump = asyncio.create_task(self._ask_targets(), name=f"pump {self.call.call_id}")
         await asyncio.wait({self._pump})
         was_cancelled = self._pump.cancelled()
@@ -494,12 +510,19 @@ class Relay:
             log.error("call.crashed", call_id=self.call.call_id, exc_info=problem)
             _note(self.call, self._target, ProviderFailure("error", type(problem).__name__))
         if was_cancelled or (self._pump.exception() is None and self._pump.result()):
-            ended = await self._finish(partial=was_cancelled)
+            return await self._finish(partial=was_cancelled)
+        return Ended(trouble=await self._fail())
+
+    async def _end_claim(self, ended: Ended) -> None:
+        """Settles an idempotency key that was not settled with the end of the call: a refusal is replayed as it was
+        streamed; after anything else, such as an end that could not be recorded, the key is free."""
+        claim = self.call.caller.claim
+        if claim is None:
+            return
+        if ended.trouble is not None and PROBLEMS[ended.trouble.code].status < 500:
+            await claim.end(200, self._replayed(self._whole(), ended), claim.headers)
         else:
-            ended = Ended(trouble=await self._fail())
-        if not self._client_left:
-            await self._put(ended)
-        return ended
+            await claim.end(503, b"")
 
     async def _put(self, piece: Piece | Ended) -> None:
         """Hands a piece to the client; one that takes nothing for long has left without saying so."""
@@ -573,10 +596,7 @@ class Relay:
 
     async def _fail(self) -> Trouble:
         broken = bool(self._texts)
-        trouble = await _fail(self.call, target=self._target if broken else None, answered=self._all_text())
-        if self.call.caller.claim is not None:
-            await self.call.caller.claim.end(PROBLEMS[trouble.code].status, b"")
-        return trouble
+        return await _fail(self.call, target=self._target if broken else None, answered=self._all_text())
 
     def _all_text(self) -> str:
         calls = msgspec.json.encode(self._tool_calls).decode() if self._tool_calls else ""

@@ -21,7 +21,7 @@ from api.shapes import Costs, Timestamp, Uuid
 from api.throttle import limited
 from domain.errors import Refusal
 from domain.event import Json, JsonObject
-from domain.job import CreateJob, create_job
+from domain.job import CreateJob, create_job, require_small
 from domain.streams import JOB, TEAM
 
 
@@ -60,7 +60,7 @@ class CreateAndCallController(Controller):
         caller.answers_with(call.headers)
         try:
             finished = await calling.complete(call, _answer)
-        except Trouble as trouble:
+        except (Trouble, Refusal) as trouble:
             raise _about_job(trouble.code, trouble.facts, call.started.job_id) from None
         return reply(_answer(finished), headers=call.headers)
 
@@ -78,6 +78,8 @@ async def _started(caller: Caller, data: CreateAndCallBody, *, streaming: bool) 
     """A job of its own for the call, and the call on record; if that is refused, the job is failed with the reason."""
     asked = calling.question(data)
     job_id, team_id = str(uuid4()), caller.team_for(data.team_id)
+    metadata = data.job_metadata or data.metadata or {}
+    require_small({**metadata, **asked.metadata})  # before there is a job
     command = CreateJob(
         **caller.signature(),
         job_id=job_id,
@@ -85,7 +87,7 @@ async def _started(caller: Caller, data: CreateAndCallBody, *, streaming: bool) 
         job_type=data.job_type,
         user_id=data.user_id,
         external_task_id=data.external_task_id,
-        metadata=data.job_metadata or data.metadata or {},
+        metadata=metadata,
     )
     await caller.decide(create_job, command, JOB.stream(job_id), TEAM.stream(team_id), new=JOB.stream(job_id))
     try:

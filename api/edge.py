@@ -14,17 +14,13 @@ import structlog
 from litestar.enums import ScopeType
 from litestar.types import ASGIApp, Message, Receive, Scope, Send
 
+from api.problems import Trouble
 from infra import metrics
 
 log = structlog.get_logger()
 
 _REQUEST_ID = re.compile(rb"^[A-Za-z0-9._-]{1,128}$")
 _UNPRINTABLE = b"%EF%BF%BD"  # U+FFFD: no id has it, so what is asked for with a NUL in it is simply not found
-_TOO_LARGE = b'{"detail":"The body is too large","code":"payload_too_large"}'
-
-
-class _TooLarge(Exception):
-    pass
 
 
 class Edge:
@@ -51,12 +47,11 @@ class Edge:
         method = scope["method"]
         started = time.perf_counter()
         status = 500
-        has_begun = False
 
         async def send_marked(message: Message) -> None:
-            nonlocal status, has_begun
+            nonlocal status
             if message["type"] == "http.response.start":
-                status, has_begun = message["status"], True
+                status = message["status"]
                 message["headers"] = [*message["headers"], *_marks(scope["state"])]
             elif message["type"] == "http.response.body" and not message["more_body"]:
                 await _tidy_up(scope["state"], status, message["body"])
@@ -64,9 +59,6 @@ class Edge:
 
         try:
             await self._app(scope, self._bounded(scope["headers"], receive), send_marked)
-        except _TooLarge:
-            if not has_begun:
-                await _refuse_body(send_marked)
         finally:
             seconds = time.perf_counter() - started
             metrics.request_answered(method, str(scope.get("path_template", "none")), status, seconds)
@@ -87,11 +79,11 @@ class Edge:
         async def receive_bounded() -> Any:
             nonlocal received
             if too_large:
-                raise _TooLarge
+                raise Trouble("payload_too_large")
             message: MutableMapping[str, Any] = await receive()  # type: ignore[assignment]
             received += len(message.get("body", b""))
             if received > self._max_body_bytes:
-                raise _TooLarge
+                raise Trouble("payload_too_large")
             return message
 
         return receive_bounded
@@ -126,9 +118,3 @@ def _plain_path(path: str) -> str:
     if path.startswith("/api/v1/"):
         path = "/api/" + path.removeprefix("/api/v1/")
     return path.rstrip("/").replace("\x00", "\ufffd") or "/"
-
-
-async def _refuse_body(send: Send) -> None:
-    headers = [(b"content-type", b"application/json"), (b"content-length", str(len(_TOO_LARGE)).encode())]
-    await send({"type": "http.response.start", "status": 413, "headers": headers})
-    await send({"type": "http.response.body", "body": _TOO_LARGE, "more_body": False})

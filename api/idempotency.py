@@ -11,6 +11,7 @@ lease ends: by then nobody can be carrying the call any more.
 """
 
 import asyncio
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -39,6 +40,7 @@ MAX_KEY_LENGTH = 255
 LEASE_MARGIN_SECONDS = 60.0
 KEPT_FOR = timedelta(hours=24)
 RETRY_SECONDS = 1.0
+NONE: Mapping[str, str] = {}
 AWAY = (psycopg.OperationalError, psycopg.InterfaceError, OSError)
 
 # What may be asked again with the same key; everything else below 500 is an answer and stays one.
@@ -127,7 +129,7 @@ class Claim:
 
         return Receipt(self.claim_id, kept)
 
-    async def end(self, status: int, body: bytes) -> None:
+    async def end(self, status: int, body: bytes, headers: Mapping[str, str] = NONE) -> None:
         """Keeps an answer that reports no events, or gives the key back. If the database is away, the answer need not
         wait for it."""
         if self.is_settled:
@@ -137,7 +139,7 @@ class Claim:
         row: dict[str, Any] = {"claim_id": self.claim_id}
         if status < 500 and status not in _NOT_KEPT and _NOT_KEPT_CODE not in body:
             # Whoever answered without events may have answered with a secret: nobody here can tell.
-            row |= {"status": status, "body": self._sealed(_with_headers({}, body)), "encrypted": True}
+            row |= {"status": status, "body": self._sealed(_with_headers(headers, body)), "encrypted": True}
             statement = _KEEP
         try:
             await self._note(statement, row)
@@ -220,7 +222,7 @@ def _answered(house: House, kept: Any, asked: bytes) -> Exception:
     return Replay(Response(content, status_code=status, media_type=media_type, headers={**headers, REPLAYED: "true"}))
 
 
-def _with_headers(headers: dict[str, str], body: bytes) -> bytes:
+def _with_headers(headers: Mapping[str, str], body: bytes) -> bytes:
     """An answer as it is kept: a line of headers, the body. One value, so that both are kept in one step."""
     return msgspec.json.encode(headers) + b"\n" + body
 

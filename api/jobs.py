@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from decimal import Decimal
 from typing import Annotated, Any, Literal, get_args
@@ -322,11 +323,11 @@ class TeamJobsController(Controller):
 
 
 def uuid_of(text: str, resource: str) -> str:
-    """A uuid from a path; whatever is none cannot be found."""
-    try:
-        return str(UUID(text))
-    except ValueError:
-        raise Trouble("not_found", resource=resource) from None
+    """A uuid from a path, in any letter case; whatever is none cannot be found."""
+    with suppress(ValueError):
+        if str(UUID(text)) == text.lower():
+            return text.lower()
+    raise Trouble("not_found", resource=resource)
 
 
 async def streams_of(caller: Caller, job_id: str) -> tuple[str, str, str]:

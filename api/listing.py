@@ -5,6 +5,7 @@ Handlers take `page: NamedDependency[Page]` and `within: NamedDependency[Within]
 
 import re
 from collections.abc import Collection, Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta
 from typing import Annotated, Any, TypeVar
@@ -88,11 +89,12 @@ def period_of(period: Period = None) -> Within:
     """`YYYY-MM`, `YYYY-MM-DD` or `all`, which is also meant when there is none."""
     if period is None or period.lower() == "all":
         return Within()
-    if _MONTH.match(period):
-        start, _ = _parsed("period", f"{period}-01")
-        return Within(start, (start + timedelta(days=31)).replace(day=1) if start.year < 9999 else FOREVER)
-    if _DATE.match(period):
-        return Within(*_parsed("period", period))
+    with suppress(Invalid):
+        if _MONTH.match(period):
+            start, _ = _parsed("period", f"{period}-01")
+            return Within(start, (start + timedelta(days=31)).replace(day=1) if start.year < 9999 else FOREVER)
+        if _DATE.match(period):
+            return Within(*_parsed("period", period))
     raise Invalid(["query", "period"], "expected YYYY-MM, YYYY-MM-DD or all", "value_error.format")
 
 

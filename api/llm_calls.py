@@ -124,6 +124,7 @@ def usage_answer(usage: Usage) -> UsageAnswer:
 SSE_HEADERS = {"Cache-Control": "no-cache", "Connection": "keep-alive", "X-Accel-Buffering": "no"}
 DONE = b"data: [DONE]\n\n"
 KEEP_ALIVE = b": still here\n\n"
+NOTHING_SAID = Piece()
 
 
 class Delta(msgspec.Struct, omit_defaults=True):
@@ -153,8 +154,8 @@ def relay(call: Call) -> Relay:
 
     def replayed(whole: Piece, ended: Ended) -> bytes:
         created = int(call.started.at.timestamp())
-        first = _event(_chunk(call, created, whole, is_first=True))
-        return b": ok\n\n" + first + _end(call, created, ended) + DONE
+        said = b"" if whole == NOTHING_SAID else _event(_chunk(call, created, whole, is_first=True))
+        return b": ok\n\n" + said + _end(call, created, ended) + DONE
 
     return Relay(call, replayed, drain=call.house.settings.stream_on_disconnect == "drain")
 

@@ -73,7 +73,7 @@ async def _team(connection: Connection, house: House, body: dict[str, Any]) -> T
     caller = connection.scope["state"]["caller"]
     team_id = caller.team_id
     if team_id is None and "job_id" in connection.path_params:
-        stream = JOB.stream(str(connection.path_params["job_id"]))
+        stream = JOB.stream(str(connection.path_params["job_id"]).lower())
         job = house.ledger.glance(stream) or (await house.ledger.read(stream)).states[0]
         team_id = job.team_id if isinstance(job, Job) else None
     if team_id is None:

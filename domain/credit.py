@@ -20,7 +20,7 @@ from typing import Literal
 import msgspec
 from msgspec.structs import replace
 
-from domain.errors import AlreadyExists, InsufficientCredits, InvalidValue, NotFound
+from domain.errors import AlreadyExists, InsufficientCredits, InvalidValue, NotFound, OutOfBounds
 from domain.event import Command, Event, State, derived_id
 from domain.pricing import Terms
 from domain.team import RefillPeriod, Team, require_team
@@ -293,6 +293,8 @@ def grant_credits(account: Account | None, command: GrantCredits) -> list[Event]
         return []
     if command.refill_period is not None and command.refill_period <= (account.last_refill_period or ""):
         return []
+    if command.expires_at is not None and command.expires_at <= command.at:
+        raise OutOfBounds("expires_at", "expected a moment that is still to come")
     return [
         CreditsGranted(
             at=command.at,

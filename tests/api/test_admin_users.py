@@ -110,6 +110,8 @@ def test_a_repeated_setup_gets_the_same_token_which_nobody_can_read_in_the_datab
         assert first.json() == again.json()
         token = first.json()["access_token"]
         with psycopg.connect(database) as connection:
+            written = "select xmin::text from journal.events union select xmin::text from app.idempotency"
+            assert 1 == len(connection.execute(written).fetchall())  # in one transaction
             kept = connection.execute("select encrypted, body from app.idempotency").fetchall()
             journal = connection.execute("select convert_from(state, 'UTF8') from journal.events").fetchall()
         ((encrypted, content),) = kept

@@ -21,6 +21,7 @@ from tests.api.people import Person, add, code, set_up
 from tests.provider import FakeProvider
 
 NDJSON = {"Accept": "application/x-ndjson"}
+MISMATCHES = "saas_replay_mismatches_total"
 ENDPOINTS = ["head", "events", "verify", "teams/none/replay", "explain?team_id=none", "notifications/1,10"]
 
 
@@ -186,6 +187,18 @@ def test_the_chain_is_verified_from_any_position_and_against_what_was_noted(admi
     assert (True, 5, 5, 9) == (part["ok"], part["events"], part["from_position"], part["to_position"])
     lied = get(admin, "verify", noted=f"3:{'00' * 32}")
     assert (False, 3, "noted") == (lied["ok"], lied["first_break"]["position"], lied["first_break"]["kind"])
+
+
+def test_a_break_is_counted(admin: httpx.Client, story: Story) -> None:
+    def counted() -> float:
+        figures = admin.get("/metrics").text
+        return next(float(line.split()[1]) for line in figures.splitlines() if line.startswith(MISMATCHES))
+
+    before = counted()
+    get(admin, "verify", to=5)
+    assert before == counted()
+    get(admin, "verify", noted=f"3:{'00' * 32}")
+    assert before + 1 == counted()
 
 
 @pytest.mark.parametrize(

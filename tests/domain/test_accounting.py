@@ -65,6 +65,7 @@ from domain.errors import (
     InsufficientCredits,
     JobClosed,
     NotCharged,
+    OutOfBounds,
     RefundExceedsCharge,
     Refusal,
 )
@@ -379,6 +380,9 @@ class Accounting(RuleBasedStateMachine):
         answer = self.carry_out(grant_credits, wish, ACCOUNT)
         if payment in self.account["payments"]:
             assert answer == 0
+            return
+        if ends_in == 0:
+            refused(answer, OutOfBounds, field="expires_at", message="expected a moment that is still to come")
             return
         self.account["allocated"] += credits
         self.account["payments"] |= {payment} - {None}

@@ -26,7 +26,7 @@ from domain.credit import (
     refill_credits,
     set_allocation,
 )
-from domain.errors import InvalidValue, NotFound
+from domain.errors import InvalidValue, NotFound, OutOfBounds
 from domain.event import derived_id
 from domain.job import Job, finish_call
 from domain.team import AutoRefillSet, TeamDeleted
@@ -107,6 +107,14 @@ def test_a_grant_says_what_it_left_behind() -> None:
 @pytest.mark.parametrize("credits", [0, -1])
 def test_a_grant_of_nothing_is_no_grant(credits: int) -> None:
     given(OPENED).when(grant_credits, grant(credits)).then_refused(InvalidValue, field="credits")
+
+
+@pytest.mark.parametrize("ends", [NOON, after(hours=-1)])
+def test_a_grant_that_has_ended_already_is_refused(ends: datetime) -> None:
+    said = "expected a moment that is still to come"
+    given(OPENED).when(grant_credits, grant(1, expires_at=ends)).then_refused(
+        OutOfBounds, field="expires_at", message=said
+    )
 
 
 def test_credits_for_an_unknown_team_are_refused_and_create_nothing() -> None:

@@ -1,0 +1,122 @@
+"""How a call ends for whoever listens, when something else has ended before it or went wrong at the end."""
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+from uuid import uuid4
+
+import httpx
+import pytest
+
+from api import calling
+from tests.api.conftest import TestTeam, make_alias
+from tests.provider import FakeProvider
+
+ASK: dict[str, Any] = {"messages": [{"role": "user", "content": "Hello"}]}
+
+
+def key() -> dict[str, str]:
+    return {"Idempotency-Key": str(uuid4())}
+
+
+def whole_job(team: TestTeam, alias: str) -> dict[str, Any]:
+    return {**ASK, "team_id": team.team_id, "job_type": "one", "model": alias}
+
+
+@contextmanager
+def streaming(team: TestTeam, alias: str, headers: dict[str, str]) -> Iterator[tuple[str, Iterator[str]]]:
+    """A job of one call whose answer has begun: the job, and the data lines that are still to come."""
+    body = whole_job(team, alias)
+    with team.client.stream("POST", "/api/jobs/create-and-call-stream", json=body, headers=headers) as answer:
+        lines = (line.removeprefix("data: ") for line in answer.iter_lines() if line.startswith("data: "))
+        next(lines)
+        yield answer.headers["X-Job-Id"], lines
+
+
+def is_cancelled(team: TestTeam, job_id: str) -> bool:
+    return team.client.post(f"/api/jobs/{job_id}/cancel").is_success
+
+
+def test_a_stream_whose_job_was_cancelled_meanwhile_ends_and_says_so(
+    admin: httpx.Client, provider: FakeProvider, team: TestTeam
+) -> None:
+    alias, headers = make_alias(admin, provider, "stream-50-20"), key()
+    with streaming(team, alias, headers) as (job_id, lines):
+        assert is_cancelled(team, job_id)
+        *_, trouble, done = lines
+    assert ("job_closed", "[DONE]") == (json.loads(trouble)["error"]["code"], done)
+    job = team.client.get(f"/api/jobs/{job_id}").json()
+    assert ("cancelled", "completed", 50) == (
+        job["status"],
+        job["calls"][0]["status"],
+        job["calls"][0]["completion_tokens"],
+    )
+    assert 100 == team.client.get("/api/credits/balance").json()["credits_remaining"]
+    again = team.client.post("/api/jobs/create-and-call-stream", json=whole_job(team, alias), headers=headers)
+    assert "true" == again.headers["Idempotent-Replayed"]
+    assert job_id == again.headers["X-Job-Id"]
+    assert again.text.endswith(f"data: {trouble}\n\ndata: [DONE]\n\n")
+
+
+def test_a_stream_whose_team_was_deleted_meanwhile_ends(
+    admin: httpx.Client, provider: FakeProvider, team: TestTeam
+) -> None:
+    with streaming(team, make_alias(admin, provider, "stream-50-20"), {}) as (_, lines):
+        assert admin.delete(f"/api/teams/{team.team_id}").is_success
+        assert "[DONE]" == list(lines)[-1]
+
+
+def test_a_stream_that_the_provider_rejects_is_replayed_as_it_was(
+    admin: httpx.Client, provider: FakeProvider, team: TestTeam
+) -> None:
+    alias, job_id, headers = make_alias(admin, provider, "status-400"), team.job(), key()
+    first, again = (
+        team.client.post(f"/api/jobs/{job_id}/llm-call-stream", json={**ASK, "model": alias}, headers=headers)
+        for _ in range(2)
+    )
+    assert "request_rejected" in first.text
+    assert (200, first.text) == (again.status_code, again.text)
+    for name in ("Content-Type", "X-Job-Id", "X-Call-Id"):
+        assert first.headers[name] == again.headers[name]
+    assert "true" == again.headers["Idempotent-Replayed"]
+    assert 1 == team.client.get(f"/api/jobs/{job_id}").json()["costs"]["rejected_calls"]
+
+
+@pytest.mark.parametrize("path", ["llm-call-stream", "create-and-call-stream"])
+def test_a_stream_whose_end_could_not_be_recorded_gives_its_key_back(
+    admin: httpx.Client, provider: FakeProvider, team: TestTeam, monkeypatch: pytest.MonkeyPatch, path: str
+) -> None:
+    body, headers = whole_job(team, make_alias(admin, provider)), key()
+    url = f"/api/jobs/{path}" if path.startswith("create") else f"/api/jobs/{team.job()}/{path}"
+    with monkeypatch.context() as broken:
+        broken.setattr(calling, "SETTLE_RETRIES", 0)
+        first = team.client.post(url, json=body, headers=headers)
+    again = team.client.post(url, json=body, headers=headers)
+    assert "Idempotent-Replayed" not in again.headers
+    for answer in (first, again):
+        assert answer.text.endswith("data: [DONE]\n\n")
+    assert first.headers["X-Call-Id"] != again.headers["X-Call-Id"]
+
+
+def test_a_job_of_one_call_with_too_much_metadata_is_never_opened(team: TestTeam) -> None:
+    for metadata in (
+        {"call_metadata": {"a": "x" * 11_000}},
+        {"metadata": {"a": "x" * 6000}, "call_metadata": {"b": "x" * 6000}},
+    ):
+        for path in ("create-and-call", "create-and-call-stream"):
+            refused = team.client.post(f"/api/jobs/{path}", json={**whole_job(team, "any"), **metadata})
+            assert (422, ["body", "metadata"]) == (refused.status_code, refused.json()["detail"][0]["loc"])
+    assert 0 == team.client.get("/api/jobs").json()["total"]
+
+
+def test_a_job_id_may_be_written_in_capitals_and_in_no_other_way(
+    admin: httpx.Client, provider: FakeProvider, team: TestTeam
+) -> None:
+    job_id, body = team.job(), {**ASK, "model": make_alias(admin, provider)}
+    for client in (admin, team.client):
+        answer = client.post(f"/api/jobs/{job_id.upper()}/llm-call", json=body)
+        assert (200, job_id) == (answer.status_code, answer.headers["X-Job-Id"])
+        for other in (job_id.replace("-", ""), f"{{{job_id}}}", f"urn:uuid:{job_id}"):
+            assert 404 == client.post(f"/api/jobs/{other}/llm-call", json=body).status_code
+            assert 404 == client.get(f"/api/jobs/{other}").status_code
