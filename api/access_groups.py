@@ -88,7 +88,7 @@ class AccessGroupsController(Controller):
     path = "/api/model-access-groups"
     tags = ["Model Access Groups"]
 
-    @post("/create", status_code=200, guards=[admin_only])
+    @post("/create", status_code=200, before_request=admin_only)
     async def create(
         self, caller: NamedDependency[Caller], data: JSONBody[CreateAccessGroupBody]
     ) -> Response[AccessGroupAnswer]:
@@ -104,7 +104,7 @@ class AccessGroupsController(Controller):
             create_access_group, command, THE_CATALOG, answer=lambda done: _answer_of(done, data.group_name, {})
         )
 
-    @get("", guards=[team_or_admin])
+    @get("", before_request=team_or_admin)
     async def list_groups(
         self,
         caller: NamedDependency[Caller],
@@ -126,7 +126,7 @@ class AccessGroupsController(Controller):
         answers = (access_group_answer(catalog, catalog.access_groups[name], teams, for_admin) for name in shown)
         return listed(answers, len(names))
 
-    @get("/{group_name:str}", guards=[team_or_admin])
+    @get("/{group_name:str}", before_request=team_or_admin)
     async def details(
         self, caller: NamedDependency[Caller], house: NamedDependency[House], group_name: FromPath[str]
     ) -> Response[AccessGroupAnswer]:
@@ -140,7 +140,7 @@ class AccessGroupsController(Controller):
         teams = await _teams(caller, house, [group_name])
         return reply(access_group_answer(catalog, group, teams, caller.is_admin))
 
-    @put("/{group_name:str}", guards=[admin_only])
+    @put("/{group_name:str}", before_request=admin_only)
     async def change(
         self,
         caller: NamedDependency[Caller],
@@ -157,7 +157,7 @@ class AccessGroupsController(Controller):
             model_aliases=_names(data.model_aliases),
         )
 
-    @put("/{group_name:str}/models", guards=[admin_only])
+    @put("/{group_name:str}/models", before_request=admin_only)
     async def replace_models(
         self,
         caller: NamedDependency[Caller],
@@ -168,21 +168,21 @@ class AccessGroupsController(Controller):
         aliases = data.model_aliases if isinstance(data, AliasNamesBody) else data
         return await _change(caller, group_name, model_aliases=tuple(aliases))
 
-    @post("/{group_name:str}/add-models", status_code=200, guards=[admin_only])
+    @post("/{group_name:str}/add-models", status_code=200, before_request=admin_only)
     async def add_models(
         self, caller: NamedDependency[Caller], group_name: FromPath[str], data: JSONBody[AliasNamesBody]
     ) -> Response[AccessGroupAnswer]:
         """Put aliases into the group; those that are in it stay."""
         return await _change(caller, group_name, add_aliases=tuple(data.model_aliases))
 
-    @post("/{group_name:str}/remove-models", status_code=200, guards=[admin_only])
+    @post("/{group_name:str}/remove-models", status_code=200, before_request=admin_only)
     async def remove_models(
         self, caller: NamedDependency[Caller], group_name: FromPath[str], data: JSONBody[AliasNamesBody]
     ) -> Response[AccessGroupAnswer]:
         """Take aliases out of the group; those that are not in it stay outside."""
         return await _change(caller, group_name, remove_aliases=tuple(data.model_aliases))
 
-    @delete("/{group_name:str}", status_code=200, guards=[admin_only])
+    @delete("/{group_name:str}", status_code=200, before_request=admin_only)
     async def remove(
         self, caller: NamedDependency[Caller], group_name: FromPath[str]
     ) -> Response[AccessGroupDeletedAnswer]:

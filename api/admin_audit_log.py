@@ -37,7 +37,7 @@ class AdminAuditLogController(Controller):
     path = "/api/admin-users"
     tags = ["Admin Users"]
 
-    @get("/audit-logs", guards=[log_readers_only])
+    @get("/audit-logs", before_request=log_readers_only)
     async def list_entries(
         self,
         house: NamedDependency[House],

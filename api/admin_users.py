@@ -126,7 +126,7 @@ class AdminUsersController(Controller):
     path = "/api/admin-users"
     tags = ["Admin Users"]
 
-    @get("", guards=[keepers_only])
+    @get("", before_request=keepers_only)
     async def list_users(
         self, house: NamedDependency[House], page: NamedDependency[Page]
     ) -> Response[list[UserAnswer]]:
@@ -135,7 +135,7 @@ class AdminUsersController(Controller):
         users.sort(key=lambda user: (user.created_at, user.user_id), reverse=True)
         return listed([user_answer(user) for user in page.of(users)], len(users))
 
-    @post("", status_code=200, guards=[keepers_only])
+    @post("", status_code=200, before_request=keepers_only)
     async def create(
         self, caller: NamedDependency[Caller], house: NamedDependency[House], data: JSONBody[CreateUserBody]
     ) -> Response[UserAnswer]:
@@ -155,31 +155,31 @@ class AdminUsersController(Controller):
             )
             return await caller.carry_out(create_user, command, THE_USERS, answer=_user_in(user_id))
 
-    @get("/me", guards=[person_only])
+    @get("/me", before_request=person_only)
     async def me(self, caller: NamedDependency[Caller], house: NamedDependency[House]) -> Response[UserAnswer]:
         """Whose session this is."""
         return reply(user_answer(require_user(await the_users(house), caller.actor)))
 
-    @post("/me/change-password", status_code=200, guards=[person_only])
+    @post("/me/change-password", status_code=200, before_request=person_only)
     async def change_own_password(
         self, caller: NamedDependency[Caller], house: NamedDependency[House], data: JSONBody[ChangePasswordBody]
     ) -> Response[Word]:
         """Change one's own password. One's other sessions end."""
         return await _change_password(caller, house, data)
 
-    @put(["/password", "/me/password"], guards=[person_only])
+    @put(["/password", "/me/password"], before_request=person_only)
     async def put_own_password(
         self, caller: NamedDependency[Caller], house: NamedDependency[House], data: JSONBody[ChangePasswordBody]
     ) -> Response[Word]:
         """Change one's own password. One's other sessions end."""
         return await _change_password(caller, house, data)
 
-    @get("/{user_id:str}", guards=[keepers_only])
+    @get("/{user_id:str}", before_request=keepers_only)
     async def details(self, house: NamedDependency[House], user_id: FromPath[str]) -> Response[UserAnswer]:
         """One administrator."""
         return reply(user_answer(require_user(await the_users(house), _id(user_id))))
 
-    @put("/{user_id:str}", guards=[keepers_only])
+    @put("/{user_id:str}", before_request=keepers_only)
     async def change(
         self, caller: NamedDependency[Caller], user_id: FromPath[str], data: JSONBody[ChangeUserBody]
     ) -> Response[UserAnswer]:
@@ -197,7 +197,7 @@ class AdminUsersController(Controller):
         )
         return await caller.carry_out(change_user, command, THE_USERS, answer=_user_in(user_id))
 
-    @delete("/{user_id:str}", status_code=200, guards=[keepers_only])
+    @delete("/{user_id:str}", status_code=200, before_request=keepers_only)
     async def remove(
         self, caller: NamedDependency[Caller], house: NamedDependency[House], user_id: FromPath[str]
     ) -> Response[DeletedUser]:
@@ -213,17 +213,17 @@ class AdminUsersController(Controller):
         await deciding.forget(house)
         return answer
 
-    @route("/{user_id:str}/activate", http_method=POST_OR_PUT, status_code=200, guards=[account_keepers_only])
+    @route("/{user_id:str}/activate", http_method=POST_OR_PUT, status_code=200, before_request=account_keepers_only)
     async def activate(self, caller: NamedDependency[Caller], user_id: FromPath[str]) -> Response[UserAnswer]:
         """Let an administrator log in again."""
         return await _set_active(caller, _id(user_id), is_active=True)
 
-    @route("/{user_id:str}/deactivate", http_method=POST_OR_PUT, status_code=200, guards=[account_keepers_only])
+    @route("/{user_id:str}/deactivate", http_method=POST_OR_PUT, status_code=200, before_request=account_keepers_only)
     async def deactivate(self, caller: NamedDependency[Caller], user_id: FromPath[str]) -> Response[UserAnswer]:
         """Lock an administrator out, at once and everywhere."""
         return await _set_active(caller, _id(user_id), is_active=False)
 
-    @post("/{user_id:str}/change-password", status_code=200, guards=[account_keepers_only])
+    @post("/{user_id:str}/change-password", status_code=200, before_request=account_keepers_only)
     async def change_password_of(
         self,
         caller: NamedDependency[Caller],
@@ -234,7 +234,7 @@ class AdminUsersController(Controller):
         """Give an administrator another password. All of its sessions end."""
         return await _reset_password(caller, house, _id(user_id), data.new_password)
 
-    @put("/{user_id:str}/reset-password", guards=[account_keepers_only])
+    @put("/{user_id:str}/reset-password", before_request=account_keepers_only)
     async def reset_password_of(
         self,
         caller: NamedDependency[Caller],

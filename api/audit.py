@@ -178,7 +178,7 @@ class SectionAnswer(msgspec.Struct, kw_only=True):
 class AuditController(Controller):
     path = "/api/audit"
     tags = ["Audit"]
-    guards = [audit_only]
+    before_request = audit_only
 
     @get("/head")
     async def head(self, house: NamedDependency[House]) -> Response[HeadAnswer]:

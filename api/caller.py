@@ -17,15 +17,12 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Literal, cast
 
-from litestar import Request, Response
-from litestar.connection import ASGIConnection
-from litestar.handlers import BaseRouteHandler
-from litestar.types import HTTPScope
+from litestar import Response
 
 from api import idempotency
 from api.answers import encode, reply
 from api.house import House
-from api.throttle import Admission
+from api.throttle import Admission, AnyRequest, limited
 from domain.errors import AdminRequired, Forbidden, InsufficientCredits, JwtRequired, NotFound, Refusal, Unauthorized
 from domain.job import Job
 from domain.organization import Organization
@@ -37,7 +34,6 @@ from infra.ledger import Guard, Outcome, Receipt, Unavailable
 from infra.secrets import hash_key
 from infra.tokens import TokenRefused, token_hash
 
-Connection = ASGIConnection[Any, Any, Any, Any]
 Kind = Literal["team", "person", "master", "anybody"]
 
 SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
@@ -161,32 +157,35 @@ class Caller:
         return reply(answer(outcome), status=status, headers={"X-Ledger-Position": str(outcome.position)})
 
 
-# -- guards of the routes ----------------------------------------------------------------------------------------------
+# -- the doors of the routes -------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True)
 class Door:
-    """What a route asks of whoever comes.
+    """What a route asks of whoever comes: the `before_request` of its controller or its own.
+
+    (Litestar's guards would do as well, but it copies the whole handler for each of them, at every request.)
 
     Args:
         teams: whether a virtual key opens it.
         master: whether the master key does, or persons only.
         reading: what the role of a person has to allow.
         writing: the same for any method but GET.
+        is_limited: whether it counts as an LLM call against the limits of its team.
     """
 
     teams: bool = False
     master: bool = True
     reading: Permission | None = None
     writing: Permission | None = "write"
+    is_limited: bool = False
 
-    async def __call__(self, connection: Connection, _: BaseRouteHandler) -> None:
-        house: House = connection.app.state.house
-        state: dict[str, Any] = connection.scope["state"]
-        method = _method(connection)
-        is_safe = method in SAFE_METHODS
+    async def __call__(self, request: AnyRequest) -> None:
+        house: House = request.app.state.house
+        state: dict[str, Any] = request.scope["state"]
+        is_safe = request.method in SAFE_METHODS
         needed = self.reading if is_safe else self.writing
-        caller = await _recognised(connection, house, state["request_id"], needed, is_safe=is_safe)
+        caller = await _recognised(request, house, state["request_id"], needed, is_safe=is_safe)
         if caller.kind == "master" and not self.master:
             raise JwtRequired
         if caller.kind == "team" and not self.teams:
@@ -199,11 +198,15 @@ class Door:
             state["lag"] = await house.progress.reach(position)
         else:
             await _check_early(caller)
-        await _let_in(connection, caller)
+        await _let_in(request, caller)
+        if self.is_limited:
+            await limited(request)
 
 
 team_or_admin = Door(teams=True)
 """V·A: a team's key for its own team, or an administrator."""
+limited_call = Door(teams=True, is_limited=True)
+"""V·A: the same for a call to a model."""
 admin_only = Door()
 """A: an administrator; whoever has a role that may only read, may only read."""
 audit_only = Door(reading="audit")
@@ -218,39 +221,35 @@ log_readers_only = Door(master=False, reading="audit")
 """J: who may read what administrators did."""
 
 
-async def open_to_all(connection: Connection, _: BaseRouteHandler) -> None:
+async def open_to_all(request: AnyRequest) -> None:
     """O: no credential is asked for, and none is looked at."""
-    state: dict[str, Any] = connection.scope["state"]
-    await _let_in(connection, Caller(connection.app.state.house, state["request_id"], "anybody", ANYBODY))
+    state: dict[str, Any] = request.scope["state"]
+    await _let_in(request, Caller(request.app.state.house, state["request_id"], "anybody", ANYBODY))
 
 
-def the_caller(request: Request[Any, Any, Any]) -> Caller:
-    """The one whom the guards let in."""
+def the_caller(request: AnyRequest) -> Caller:
+    """The one whom the door let in."""
     caller = cast("Caller", request.scope["state"]["caller"])
     caller.admission = request.scope["state"].get("admission")
     return caller
 
 
-async def _let_in(connection: Connection, caller: Caller) -> None:
-    state: dict[str, Any] = connection.scope["state"]
-    if _method(connection) == "POST":
-        caller.claim = state["claim"] = await idempotency.claim(connection, caller.house, caller.actor)
+async def _let_in(request: AnyRequest, caller: Caller) -> None:
+    state: dict[str, Any] = request.scope["state"]
+    if request.method == "POST":
+        caller.claim = state["claim"] = await idempotency.claim(request, caller.house, caller.actor)
     state["caller"] = caller
-
-
-def _method(connection: Connection) -> str:
-    return cast("HTTPScope", connection.scope)["method"]
 
 
 # -- credentials -------------------------------------------------------------------------------------------------------
 
 
 async def _recognised(
-    connection: Connection, house: House, request_id: str, needed: Permission | None, *, is_safe: bool
+    request: AnyRequest, house: House, request_id: str, needed: Permission | None, *, is_safe: bool
 ) -> Caller:
     """Whose credential this is; whether it is still worth anything is for its guard to say."""
-    admin_key = connection.headers.get("x-admin-key")
-    token = _bearer(connection) if admin_key is None else admin_key
+    admin_key = request.headers.get("x-admin-key")
+    token = _bearer(request) if admin_key is None else admin_key
     if hmac.compare_digest(token.encode(), house.settings.master_key.encode()):
         return Caller(house, request_id, "master", MASTER)
     if admin_key is not None:
@@ -258,8 +257,8 @@ async def _recognised(
     return _person(house, request_id, token, needed) or await _team(house, request_id, token, is_safe=is_safe)
 
 
-def _bearer(connection: Connection) -> str:
-    words = connection.headers.get("authorization", "").split(" ")
+def _bearer(request: AnyRequest) -> str:
+    words = request.headers.get("authorization", "").split(" ")
     if len(words) != 2 or words[0].lower() != "bearer" or not words[1]:
         raise Unauthorized
     return words[1]

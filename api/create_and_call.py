@@ -12,13 +12,12 @@ from litestar.response import Stream
 from api import calling
 from api.answers import reply
 from api.bodies import ID, Name100
-from api.caller import Caller, team_or_admin
+from api.caller import Caller, limited_call
 from api.calling import Call, CallBody, Finished
 from api.jobs import job_ended
 from api.llm_calls import ChatCompletion, PlainAnswer, call_answer, event_stream, events, relay
 from api.problems import Trouble
 from api.shapes import Costs, Timestamp, Uuid
-from api.throttle import limited
 from domain.errors import Refusal
 from domain.event import Json, JsonObject
 from domain.job import CreateJob, create_job, require_small
@@ -49,7 +48,7 @@ class CreateAndCallAnswer(ChatCompletion, kw_only=True):
 class CreateAndCallController(Controller):
     path = "/api/jobs"
     tags = ["LLM Calls"]
-    guards = [team_or_admin, limited]
+    before_request = limited_call
 
     @post("/create-and-call", status_code=200)
     async def create_and_call(

@@ -236,7 +236,7 @@ class CreditsController(Controller):
     path = "/api"
     tags = ["Credits"]
 
-    @get("/credits/balance", guards=[team_or_admin])
+    @get("/credits/balance", before_request=team_or_admin)
     async def balance(
         self,
         caller: NamedDependency[Caller],
@@ -247,7 +247,7 @@ class CreditsController(Controller):
         """What a team has; with `as_of`, what it had then."""
         return await _balance(caller, house, _team_asked_for(caller, team_id), as_of)
 
-    @get(["/credits/teams/{team_id:str}/balance", "/teams/{team_id:str}/credits"], guards=[team_or_admin])
+    @get(["/credits/teams/{team_id:str}/balance", "/teams/{team_id:str}/credits"], before_request=team_or_admin)
     async def balance_of_team(
         self,
         caller: NamedDependency[Caller],
@@ -258,26 +258,26 @@ class CreditsController(Controller):
         """What a team has; with `as_of`, what it had then."""
         return await _balance(caller, house, _team_named(caller, team_id), as_of)
 
-    @post("/credits/add", status_code=200, guards=[admin_only])
+    @post("/credits/add", status_code=200, before_request=admin_only)
     async def add(self, caller: NamedDependency[Caller], data: JSONBody[AddBody]) -> Response[CreditsAdded]:
         """Grant credits to a team."""
         return await _grant(caller, data.team_id, data, answer=_added)
 
-    @post("/credits/teams/{team_id:str}/add", status_code=200, guards=[admin_only])
+    @post("/credits/teams/{team_id:str}/add", status_code=200, before_request=admin_only)
     async def add_to_team(
         self, caller: NamedDependency[Caller], team_id: FromPath[str], data: JSONBody[GrantBody]
     ) -> Response[CreditsAdded]:
         """Grant credits to a team."""
         return await _grant(caller, team_id, data, answer=_added)
 
-    @post("/teams/{team_id:str}/credits/allocate", status_code=200, guards=[admin_only])
+    @post("/teams/{team_id:str}/credits/allocate", status_code=200, before_request=admin_only)
     async def allocate(
         self, caller: NamedDependency[Caller], team_id: FromPath[str], data: JSONBody[GrantBody]
     ) -> Response[CreditsAllocated]:
         """Grant credits to a team; answers with the transaction."""
         return await _grant(caller, team_id, data, answer=_allocated)
 
-    @get("/credits/transactions", guards=[team_or_admin], dependencies=WANTED)
+    @get("/credits/transactions", before_request=team_or_admin, dependencies=WANTED)
     async def list_transactions(
         self,
         caller: NamedDependency[Caller],
@@ -293,7 +293,7 @@ class CreditsController(Controller):
 
     @get(
         ["/credits/teams/{team_id:str}/transactions", "/teams/{team_id:str}/credits/transactions"],
-        guards=[team_or_admin],
+        before_request=team_or_admin,
         dependencies=WANTED,
     )
     async def list_transactions_of_team(
@@ -308,7 +308,7 @@ class CreditsController(Controller):
         """Every movement of a team's credits, newest first."""
         return await _transactions(house, _team_named(caller, team_id), page, within, wanted)
 
-    @post("/credits/teams/{team_id:str}/check", status_code=200, guards=[team_or_admin])
+    @post("/credits/teams/{team_id:str}/check", status_code=200, before_request=team_or_admin)
     async def check(
         self, caller: NamedDependency[Caller], team_id: FromPath[str], credits_needed: CreditsNeeded = 1
     ) -> Response[CreditsChecked]:
@@ -323,7 +323,7 @@ class CreditsController(Controller):
             answer=lambda outcome: _checked(outcome, credits_needed),
         )
 
-    @get("/credits/teams/{team_id:str}/conversion-rates", guards=[team_or_admin])
+    @get("/credits/teams/{team_id:str}/conversion-rates", before_request=team_or_admin)
     async def conversion_rates(
         self, caller: NamedDependency[Caller], house: NamedDependency[House], team_id: FromPath[str]
     ) -> Response[ConversionRates]:
@@ -343,7 +343,7 @@ class CreditsController(Controller):
             )
         )
 
-    @patch("/credits/teams/{team_id:str}/conversion-rates", guards=[admin_only])
+    @patch("/credits/teams/{team_id:str}/conversion-rates", before_request=admin_only)
     async def set_conversion_rates(
         self, caller: NamedDependency[Caller], team_id: FromPath[str], data: JSONBody[RatesBody]
     ) -> Response[RatesSet]:
@@ -359,7 +359,7 @@ class CreditsController(Controller):
         team_id = _team_named(caller, team_id)
         return await caller.carry_out(change_budget, command, TEAM.stream(team_id), answer=_rates_set)
 
-    @patch("/credits/teams/{team_id:str}/budget-mode", guards=[admin_only])
+    @patch("/credits/teams/{team_id:str}/budget-mode", before_request=admin_only)
     async def set_budget_mode(
         self, caller: NamedDependency[Caller], team_id: FromPath[str], data: JSONBody[BudgetModeBody]
     ) -> Response[BudgetModeSet]:
@@ -374,7 +374,7 @@ class CreditsController(Controller):
         team_id = _team_named(caller, team_id)
         return await caller.carry_out(change_budget, command, TEAM.stream(team_id), answer=_budget_mode_set)
 
-    @post("/credits/teams/{team_id:str}/replenish", status_code=200, guards=[admin_only])
+    @post("/credits/teams/{team_id:str}/replenish", status_code=200, before_request=admin_only)
     async def replenish(
         self, caller: NamedDependency[Caller], team_id: FromPath[str], data: JSONBody[ReplenishBody]
     ) -> Response[Replenished]:
@@ -401,7 +401,7 @@ class CreditsController(Controller):
             answer=lambda outcome: _replenished(outcome, data.payment_reference),
         )
 
-    @post("/credits/teams/{team_id:str}/configure-auto-refill", status_code=200, guards=[admin_only])
+    @post("/credits/teams/{team_id:str}/configure-auto-refill", status_code=200, before_request=admin_only)
     async def configure_auto_refill(
         self, caller: NamedDependency[Caller], team_id: FromPath[str], data: JSONBody[AutoRefillBody]
     ) -> Response[AutoRefillConfigured]:
@@ -418,7 +418,7 @@ class CreditsController(Controller):
             _set_auto_refill, command, TEAM.stream(team_id), CREDIT.stream(team_id), answer=_auto_refill_configured
         )
 
-    @post("/credits/teams/{team_id:str}/refund", status_code=200, guards=[admin_only])
+    @post("/credits/teams/{team_id:str}/refund", status_code=200, before_request=admin_only)
     async def refund(
         self, caller: NamedDependency[Caller], team_id: FromPath[str], data: JSONBody[RefundBody]
     ) -> Response[Refunded]:

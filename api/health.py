@@ -6,13 +6,12 @@ from typing import Any
 
 import msgspec
 import psycopg
-from litestar import Controller, Response, get
+from litestar import Controller, Request, Response, get
 from litestar.di import NamedDependency
-from litestar.handlers import BaseRouteHandler
 from msgspec import UNSET, UnsetType
 
 from api.answers import reply
-from api.caller import Connection, admin_only
+from api.caller import admin_only
 from api.house import House
 from api.problems import problem
 from infra import metrics
@@ -82,10 +81,10 @@ class HealthController(Controller):
         return reply(Readiness("ready", checks))
 
 
-async def from_here_or_admin(connection: Connection, handler: BaseRouteHandler) -> None:
+async def from_here_or_admin(request: Request[Any, Any, Any]) -> None:
     """Whoever asks from this machine, and administrators from anywhere."""
-    if connection.client is None or not _is_this_machine(connection.client.host):
-        await admin_only(connection, handler)
+    if request.client is None or not _is_this_machine(request.client.host):
+        await admin_only(request)
 
 
 def _is_this_machine(host: str) -> bool:
@@ -98,9 +97,8 @@ def _is_this_machine(host: str) -> bool:
 
 class MetricsController(Controller):
     tags = ["Health"]
-    guards = [from_here_or_admin]
 
-    @get("/metrics", media_type="text/plain")
+    @get("/metrics", media_type="text/plain", before_request=from_here_or_admin)
     async def metrics(self) -> Response[bytes]:
         """What Prometheus collects."""
         return Response(metrics.render(), media_type=metrics.CONTENT_TYPE)

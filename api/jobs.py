@@ -171,7 +171,7 @@ WANTED = {"wanted": Provide(wanted_of, sync_to_thread=False)}
 class JobsController(Controller):
     path = "/api/jobs"
     tags = ["Jobs"]
-    guards = [team_or_admin]
+    before_request = team_or_admin
 
     @post("/create", status_code=200)
     async def create(self, caller: NamedDependency[Caller], data: JSONBody[CreateJobBody]) -> Response[JobAnswer]:
@@ -299,7 +299,7 @@ class JobsController(Controller):
 class TeamJobsController(Controller):
     path = "/api/teams/{team_id:str}/jobs"
     tags = ["Jobs"]
-    guards = [team_or_admin]
+    before_request = team_or_admin
 
     @get("", dependencies=WANTED)
     async def list_jobs(

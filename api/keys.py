@@ -86,7 +86,7 @@ class KeysController(Controller):
     path = "/api/teams/{team_id:str}"
     tags = ["Keys"]
 
-    @post("/keys", status_code=200, guards=[admin_only])
+    @post("/keys", status_code=200, before_request=admin_only)
     async def issue(
         self,
         caller: NamedDependency[Caller],
@@ -104,7 +104,7 @@ class KeysController(Controller):
         streams = TEAM.stream(team_id), KEY.stream(command.key_hash)
         return await caller.carry_out(issue_key, command, *streams, answer=issued, is_secret=True)
 
-    @get("/keys", guards=[team_or_admin])
+    @get("/keys", before_request=team_or_admin)
     async def list_keys(
         self,
         caller: NamedDependency[Caller],
@@ -120,7 +120,7 @@ class KeysController(Controller):
         now = datetime.now(UTC)
         return listed((KeyAnswer(**_fields(key, now)) for key in found), total)
 
-    @delete("/keys/{key_id:str}", status_code=200, guards=[admin_only])
+    @delete("/keys/{key_id:str}", status_code=200, before_request=admin_only)
     async def remove(
         self,
         caller: NamedDependency[Caller],
@@ -131,7 +131,7 @@ class KeysController(Controller):
         """End a key, at once and everywhere."""
         return await _revoke(caller, house, team_id, key_id)
 
-    @post("/keys/{key_id:str}/revoke", status_code=200, guards=[admin_only])
+    @post("/keys/{key_id:str}/revoke", status_code=200, before_request=admin_only)
     async def revoke(
         self,
         caller: NamedDependency[Caller],
@@ -142,7 +142,7 @@ class KeysController(Controller):
         """End a key, at once and everywhere."""
         return await _revoke(caller, house, team_id, key_id)
 
-    @post("/keys/{key_id:str}/rotate", status_code=200, guards=[admin_only])
+    @post("/keys/{key_id:str}/rotate", status_code=200, before_request=admin_only)
     async def rotate(
         self,
         caller: NamedDependency[Caller],
@@ -154,7 +154,7 @@ class KeysController(Controller):
         """Replace a key by a new one, which is shown this once."""
         return await _rotate(caller, house, team_id, uuid_of(key_id, "virtual_key"), data)
 
-    @post("/rotate-key", status_code=200, guards=[admin_only])
+    @post("/rotate-key", status_code=200, before_request=admin_only)
     async def rotate_oldest(
         self,
         caller: NamedDependency[Caller],

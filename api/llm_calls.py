@@ -12,12 +12,11 @@ from litestar.response import Stream
 
 from api import calling
 from api.answers import encode, reply
-from api.caller import Caller, team_or_admin
+from api.caller import Caller, limited_call
 from api.calling import Call, CallBody, Ended, Finished, Piece, Relay
 from api.jobs import uuid_of
 from api.problems import PROBLEMS, Trouble
 from api.shapes import Uuid
-from api.throttle import limited
 from infra.llm import Usage
 
 
@@ -77,7 +76,7 @@ class LlmCallAnswer(ChatCompletion, kw_only=True):
 class LlmCallsController(Controller):
     path = "/api/jobs"
     tags = ["LLM Calls"]
-    guards = [team_or_admin, limited]
+    before_request = limited_call
 
     @post("/{job_id:str}/llm-call", status_code=200)
     async def call(

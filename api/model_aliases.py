@@ -128,7 +128,11 @@ class ModelAliasesController(Controller):
     path = "/api"
     tags = ["Model Aliases"]
 
-    @post(["/model-aliases/create", "/models/create", "/models/aliases/create"], status_code=200, guards=[admin_only])
+    @post(
+        ["/model-aliases/create", "/models/create", "/models/aliases/create"],
+        status_code=200,
+        before_request=admin_only,
+    )
     async def create(
         self, caller: NamedDependency[Caller], house: NamedDependency[House], data: JSONBody[AliasBody]
     ) -> Response[AliasAnswer]:
@@ -153,7 +157,7 @@ class ModelAliasesController(Controller):
                 answer=lambda outcome: _answer_of(outcome, name, teams),
             )
 
-    @get(["/model-aliases", "/models"], guards=[team_or_admin])
+    @get(["/model-aliases", "/models"], before_request=team_or_admin)
     async def list_aliases(
         self,
         caller: NamedDependency[Caller],
@@ -186,7 +190,7 @@ class ModelAliasesController(Controller):
         teams = None if team else await teams_using(house, "access_group", _active_groups(catalog, *aliases))
         return listed([alias_answer(catalog, alias, teams) for alias in aliases], len(names))
 
-    @get(["/model-aliases/{alias_name:str}", "/models/{alias_name:str}"], guards=[team_or_admin])
+    @get(["/model-aliases/{alias_name:str}", "/models/{alias_name:str}"], before_request=team_or_admin)
     async def details(
         self, caller: NamedDependency[Caller], house: NamedDependency[House], alias_name: FromPath[str]
     ) -> Response[AliasAnswer]:
@@ -203,7 +207,7 @@ class ModelAliasesController(Controller):
             usage = await alias_usage.one(connection, alias_name)
         return reply(alias_answer(catalog, alias, teams, usage))
 
-    @put(["/model-aliases/{alias_name:str}", "/models/{alias_name:str}"], guards=[admin_only])
+    @put(["/model-aliases/{alias_name:str}", "/models/{alias_name:str}"], before_request=admin_only)
     async def change(
         self,
         caller: NamedDependency[Caller],
@@ -230,7 +234,7 @@ class ModelAliasesController(Controller):
         await house.targets.forget(change.replaced)
         return answer
 
-    @delete(["/model-aliases/{alias_name:str}", "/models/{alias_name:str}"], status_code=200, guards=[admin_only])
+    @delete(["/model-aliases/{alias_name:str}", "/models/{alias_name:str}"], status_code=200, before_request=admin_only)
     async def retire(
         self, caller: NamedDependency[Caller], house: NamedDependency[House], alias_name: FromPath[str]
     ) -> Response[AliasRetiredAnswer]:

@@ -122,7 +122,7 @@ class ModelGroupsController(Controller):
     path = "/api/model-groups"
     tags = ["Model Groups"]
 
-    @post("/create", status_code=200, guards=[admin_only])
+    @post("/create", status_code=200, before_request=admin_only)
     async def create(
         self, caller: NamedDependency[Caller], house: NamedDependency[House], data: JSONBody[CreateModelGroupBody]
     ) -> Response[ModelGroupAnswer]:
@@ -143,7 +143,7 @@ class ModelGroupsController(Controller):
             answer=lambda outcome: model_group_answer(*_group_of(outcome, data.group_name), for_admin=True),
         )
 
-    @get("", guards=[team_or_admin])
+    @get("", before_request=team_or_admin)
     async def list_groups(
         self,
         caller: NamedDependency[Caller],
@@ -161,7 +161,7 @@ class ModelGroupsController(Controller):
         groups = (catalog.model_groups[name] for name in page.of(names))
         return listed([model_group_answer(catalog, group, for_admin=caller.is_admin) for group in groups], len(names))
 
-    @get("/{group_name:str}", guards=[team_or_admin])
+    @get("/{group_name:str}", before_request=team_or_admin)
     async def details(self, caller: NamedDependency[Caller], group_name: FromPath[str]) -> Response[ModelGroupAnswer]:
         """One model group, if it is assigned to the caller."""
         catalog, team = await look(caller)
@@ -170,7 +170,7 @@ class ModelGroupsController(Controller):
             raise Forbidden(team.team_id)
         return reply(model_group_answer(catalog, group, for_admin=caller.is_admin))
 
-    @put("/{group_name:str}/models", guards=[admin_only])
+    @put("/{group_name:str}/models", before_request=admin_only)
     async def replace_members(
         self,
         caller: NamedDependency[Caller],
@@ -191,7 +191,7 @@ class ModelGroupsController(Controller):
             ),
         )
 
-    @put("/{group_name:str}", guards=[admin_only])
+    @put("/{group_name:str}", before_request=admin_only)
     async def change(
         self, caller: NamedDependency[Caller], group_name: FromPath[str], data: JSONBody[ChangeModelGroupBody]
     ) -> Response[ModelGroupAnswer]:
@@ -210,7 +210,7 @@ class ModelGroupsController(Controller):
             answer=lambda outcome: model_group_answer(*_group_of(outcome, group_name), for_admin=True),
         )
 
-    @delete("/{group_name:str}", status_code=200, guards=[admin_only])
+    @delete("/{group_name:str}", status_code=200, before_request=admin_only)
     async def remove(
         self, caller: NamedDependency[Caller], group_name: FromPath[str]
     ) -> Response[ModelGroupDeletedAnswer]:
@@ -222,7 +222,7 @@ class ModelGroupsController(Controller):
             answer=lambda _: ModelGroupDeletedAnswer(group_name, "The model group has been deleted"),
         )
 
-    @get("/{group_name:str}/resolve", guards=[team_or_admin])
+    @get("/{group_name:str}/resolve", before_request=team_or_admin)
     async def resolve(
         self,
         caller: NamedDependency[Caller],

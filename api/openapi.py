@@ -269,7 +269,7 @@ def _caller(door: Door | None) -> str:
 
 
 def _door(handler: HTTPRouteHandler) -> Door | None:
-    return next((guard for guard in handler.resolve_guards() if isinstance(guard, Door)), None)
+    return door if isinstance(door := handler.resolve_before_request(), Door) else None
 
 
 def _told(docstring: str) -> tuple[str, str]:

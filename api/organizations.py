@@ -163,7 +163,7 @@ class OrganizationsController(Controller):
     path = "/api/organizations"
     tags = ["Organizations"]
 
-    @post("/create", status_code=200, guards=[admin_only])
+    @post("/create", status_code=200, before_request=admin_only)
     async def create(
         self, caller: NamedDependency[Caller], house: NamedDependency[House], data: JSONBody[CreateOrganizationBody]
     ) -> Response[OrganizationMade]:
@@ -199,7 +199,7 @@ class OrganizationsController(Controller):
         streams = stream, team, account, owner, catalog
         return await caller.carry_out(create_organization_with_team, command, *streams, answer=made, is_secret=True)
 
-    @get("", guards=[admin_only])
+    @get("", before_request=admin_only)
     async def list_organizations(
         self,
         house: NamedDependency[House],
@@ -214,7 +214,7 @@ class OrganizationsController(Controller):
             )
         return listed((_answer(organization) for organization in found), total)
 
-    @get("/{organization_id:str}", guards=[team_or_admin])
+    @get("/{organization_id:str}", before_request=team_or_admin)
     async def details(
         self, caller: NamedDependency[Caller], house: NamedDependency[House], organization_id: FromPath[str]
     ) -> Response[OrganizationDetails]:
@@ -235,7 +235,7 @@ class OrganizationsController(Controller):
         )
         return reply(OrganizationDetails(**_fields(organization), teams=team_ids, usage_summary=summary))
 
-    @get("/{organization_id:str}/teams", guards=[team_or_admin])
+    @get("/{organization_id:str}/teams", before_request=team_or_admin)
     async def list_teams(
         self,
         caller: NamedDependency[Caller],
@@ -278,7 +278,7 @@ class OrganizationsController(Controller):
         )
         return wrapped(answer, total)
 
-    @put("/{organization_id:str}", guards=[admin_only])
+    @put("/{organization_id:str}", before_request=admin_only)
     async def change(
         self,
         caller: NamedDependency[Caller],
@@ -299,7 +299,7 @@ class OrganizationsController(Controller):
             answer=lambda outcome: OrganizationAnswer(**_fields_of(outcome.states[0])),
         )
 
-    @delete("/{organization_id:str}", status_code=200, guards=[admin_only])
+    @delete("/{organization_id:str}", status_code=200, before_request=admin_only)
     async def remove(
         self, caller: NamedDependency[Caller], organization_id: FromPath[str]
     ) -> Response[OrganizationGone]:
@@ -313,28 +313,28 @@ class OrganizationsController(Controller):
             ),
         )
 
-    @put("/{organization_id:str}/status", guards=[admin_only])
+    @put("/{organization_id:str}/status", before_request=admin_only)
     async def set_status(
         self, caller: NamedDependency[Caller], organization_id: FromPath[str], data: JSONBody[StatusBody]
     ) -> Response[OrganizationStatus]:
         """Let all teams act, only read, or come back later."""
         return await _set_status(caller, organization_id, data.status, data.reason)
 
-    @route("/{organization_id:str}/suspend", http_method=POST_OR_PUT, status_code=200, guards=[admin_only])
+    @route("/{organization_id:str}/suspend", http_method=POST_OR_PUT, status_code=200, before_request=admin_only)
     async def suspend(
         self, caller: NamedDependency[Caller], organization_id: FromPath[str], data: JSONBody[ReasonBody] = NO_REASON
     ) -> Response[OrganizationStatus]:
         """Let all teams read and nothing else."""
         return await _set_status(caller, organization_id, "suspended", data.reason)
 
-    @route("/{organization_id:str}/pause", http_method=POST_OR_PUT, status_code=200, guards=[admin_only])
+    @route("/{organization_id:str}/pause", http_method=POST_OR_PUT, status_code=200, before_request=admin_only)
     async def pause(
         self, caller: NamedDependency[Caller], organization_id: FromPath[str], data: JSONBody[ReasonBody] = NO_REASON
     ) -> Response[OrganizationStatus]:
         """Let all teams read, and tell them to come back later with anything else."""
         return await _set_status(caller, organization_id, "paused", data.reason)
 
-    @route("/{organization_id:str}/resume", http_method=POST_OR_PUT, status_code=200, guards=[admin_only])
+    @route("/{organization_id:str}/resume", http_method=POST_OR_PUT, status_code=200, before_request=admin_only)
     async def resume(
         self, caller: NamedDependency[Caller], organization_id: FromPath[str], data: JSONBody[ReasonBody] = NO_REASON
     ) -> Response[OrganizationStatus]:

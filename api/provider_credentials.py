@@ -89,7 +89,7 @@ class DeletedCredential(msgspec.Struct):
 class ProviderCredentialsController(Controller):
     path = "/api/provider-credentials"
     tags = ["Provider Credentials"]
-    guards = [admin_only]
+    before_request = admin_only
 
     @get("")
     async def list_credentials(

@@ -86,7 +86,7 @@ class ConsistencyAnswer(msgspec.Struct, kw_only=True):
 class ReceiptsController(Controller):
     path = "/api/audit"
     tags = ["Audit"]
-    guards = [receipts_door]
+    before_request = receipts_door
 
     @get("/key")
     async def key(self, house: NamedDependency[House]) -> Response[KeyAnswer]:

@@ -152,7 +152,7 @@ class Booking(msgspec.Struct, kw_only=True):
 class ReconciliationController(Controller):
     path = "/api/reports/reconciliation"
     tags = ["Reports"]
-    guards = [admin_only]
+    before_request = admin_only
 
     @get("")
     async def on_record(

@@ -141,7 +141,7 @@ FIGURES = tuple(name for name in CostRow.__struct_fields__ if name not in COLUMN
 class ReportsController(Controller):
     path = "/api"
     tags = ["Reports"]
-    guards = [admin_only]
+    before_request = admin_only
 
     @get("/jobs/organizations/{organization_id:str}/stats")
     async def stats(

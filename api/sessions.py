@@ -52,13 +52,13 @@ class SessionsController(Controller):
     path = "/api"
     tags = ["Admin Users"]
 
-    @get("/admin-users/setup/status", guards=[open_to_all])
+    @get("/admin-users/setup/status", before_request=open_to_all)
     async def setup_status(self, house: NamedDependency[House]) -> Response[SetupStatus]:
         """Whether the first owner is still to be set up."""
         users = await the_users(house)
         return reply(SetupStatus(users.needs_setup, users.has_users))
 
-    @post("/admin-users/setup", status_code=200, guards=[open_to_all])
+    @post("/admin-users/setup", status_code=200, before_request=open_to_all)
     async def set_up(
         self,
         request: Request[Any, Any, Any],
@@ -90,7 +90,7 @@ class SessionsController(Controller):
                 is_secret=True,
             )
 
-    @post(["/admin-users/login", "/admin/login"], status_code=200, guards=[open_to_all])
+    @post(["/admin-users/login", "/admin/login"], status_code=200, before_request=open_to_all)
     async def log_in(
         self,
         request: Request[Any, Any, Any],
@@ -124,7 +124,7 @@ class SessionsController(Controller):
         await house.limits.forgive(attempt)
         return answer
 
-    @post("/admin-users/logout", status_code=200, guards=[person_only])
+    @post("/admin-users/logout", status_code=200, before_request=person_only)
     async def log_out(self, caller: NamedDependency[Caller]) -> Response[Word]:
         """End this session, at once and everywhere."""
         assert caller.session_id is not None

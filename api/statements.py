@@ -143,7 +143,7 @@ class StatementList(msgspec.Struct, kw_only=True):
 class StatementsController(Controller):
     path = "/api/reports/statements"
     tags = ["Reports"]
-    guards = [admin_only]
+    before_request = admin_only
 
     @get("/{team_id:str}")
     async def list_statements(

@@ -75,7 +75,7 @@ class Trends(msgspec.Struct, kw_only=True):
 class StatsController(Controller):
     path = "/api"
     tags = ["Reports"]
-    guards = [admin_only]
+    before_request = admin_only
 
     @get("/stats/dashboard")
     async def dashboard(self, house: NamedDependency[House]) -> Response[Dashboard]:

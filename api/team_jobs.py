@@ -87,7 +87,7 @@ def numbered_of(
 class TeamJobRowsController(Controller):
     path = "/api/jobs/teams/{team_id:str}"
     tags = ["Jobs"]
-    guards = [admin_only]
+    before_request = admin_only
 
     @get("", dependencies={**WANTED, "numbered": Provide(numbered_of, sync_to_thread=False)})
     async def rows(

@@ -238,7 +238,7 @@ class TeamsController(Controller):
     path = "/api/teams"
     tags = ["Teams"]
 
-    @post("/create", status_code=200, guards=[admin_only])
+    @post("/create", status_code=200, before_request=admin_only)
     async def create(
         self, caller: NamedDependency[Caller], house: NamedDependency[House], data: JSONBody[CreateTeamBody]
     ) -> Response[TeamMade]:
@@ -276,7 +276,7 @@ class TeamsController(Controller):
         streams = creation_streams(command)
         return await caller.carry_out(create_team, command, *streams, answer=made, is_secret=True)
 
-    @get("", guards=[admin_only])
+    @get("", before_request=admin_only)
     async def list_teams(
         self,
         house: NamedDependency[House],
@@ -295,7 +295,7 @@ class TeamsController(Controller):
         answers = (TeamAnswer(**_fields(house, team, accounts[team.team_id], models, for_admin=True)) for team in found)
         return listed(answers, total)
 
-    @get("/verify", guards=[team_or_admin])
+    @get("/verify", before_request=team_or_admin)
     async def verify(self, caller: NamedDependency[Caller], house: NamedDependency[House]) -> Response[TeamVerified]:
         """What a key is good for."""
         if caller.team_id is None:
@@ -315,7 +315,7 @@ class TeamsController(Controller):
             )
         )
 
-    @get("/{team_id:str}", guards=[team_or_admin])
+    @get("/{team_id:str}", before_request=team_or_admin)
     async def details(
         self, caller: NamedDependency[Caller], house: NamedDependency[House], team_id: FromPath[str]
     ) -> Response[TeamDetails]:
@@ -330,7 +330,7 @@ class TeamsController(Controller):
         fields = _fields(house, team, balance, models, for_admin=caller.is_admin)
         return reply(TeamDetails(**fields, usage_summary=_summary(totals)))
 
-    @put("/{team_id:str}", guards=[admin_only])
+    @put("/{team_id:str}", before_request=admin_only)
     async def revise(
         self,
         caller: NamedDependency[Caller],
@@ -361,7 +361,7 @@ class TeamsController(Controller):
         )
         return await _revise(caller, house, team_id, command)
 
-    @patch("/{team_id:str}/markup", guards=[admin_only])
+    @patch("/{team_id:str}/markup", before_request=admin_only)
     async def set_markup(
         self,
         caller: NamedDependency[Caller],
@@ -385,28 +385,28 @@ class TeamsController(Controller):
         )
         return await _revise(caller, house, team_id, command)
 
-    @route("/{team_id:str}/suspend", http_method=POST_OR_PUT, status_code=200, guards=[admin_only])
+    @route("/{team_id:str}/suspend", http_method=POST_OR_PUT, status_code=200, before_request=admin_only)
     async def suspend(
         self, caller: NamedDependency[Caller], team_id: FromPath[str], data: JSONBody[ReasonBody] = NO_REASON
     ) -> Response[TeamStatus]:
         """Let the team read and nothing else."""
         return await _set_status(caller, team_id, "suspended", data.reason)
 
-    @route("/{team_id:str}/pause", http_method=POST_OR_PUT, status_code=200, guards=[admin_only])
+    @route("/{team_id:str}/pause", http_method=POST_OR_PUT, status_code=200, before_request=admin_only)
     async def pause(
         self, caller: NamedDependency[Caller], team_id: FromPath[str], data: JSONBody[ReasonBody] = NO_REASON
     ) -> Response[TeamStatus]:
         """Let the team read, and tell it to come back later with anything else."""
         return await _set_status(caller, team_id, "paused", data.reason)
 
-    @route("/{team_id:str}/resume", http_method=POST_OR_PUT, status_code=200, guards=[admin_only])
+    @route("/{team_id:str}/resume", http_method=POST_OR_PUT, status_code=200, before_request=admin_only)
     async def resume(
         self, caller: NamedDependency[Caller], team_id: FromPath[str], data: JSONBody[ReasonBody] = NO_REASON
     ) -> Response[TeamStatus]:
         """Lift a suspension or a pause."""
         return await _set_status(caller, team_id, "active", data.reason)
 
-    @put("/{team_id:str}/model-groups", guards=[admin_only])
+    @put("/{team_id:str}/model-groups", before_request=admin_only)
     async def set_model_groups(
         self, caller: NamedDependency[Caller], team_id: FromPath[str], data: JSONBody[list[Name200] | ModelGroupsBody]
     ) -> Response[ModelGroupsSet]:
@@ -422,7 +422,7 @@ class TeamsController(Controller):
 
         return await caller.carry_out(assign_groups, command, TEAM.stream(team_id), THE_CATALOG, answer=assigned)
 
-    @put("/{team_id:str}/access-groups", guards=[admin_only])
+    @put("/{team_id:str}/access-groups", before_request=admin_only)
     async def set_access_groups(
         self,
         caller: NamedDependency[Caller],
@@ -445,7 +445,7 @@ class TeamsController(Controller):
 
         return await caller.carry_out(assign_groups, command, TEAM.stream(team_id), THE_CATALOG, answer=assigned)
 
-    @delete("/{team_id:str}", status_code=200, guards=[admin_only])
+    @delete("/{team_id:str}", status_code=200, before_request=admin_only)
     async def remove(
         self, caller: NamedDependency[Caller], house: NamedDependency[House], team_id: FromPath[str]
     ) -> Response[TeamGone]:

@@ -5,8 +5,6 @@ from typing import Any, cast
 
 import msgspec
 from litestar import Request
-from litestar.connection import ASGIConnection
-from litestar.handlers import BaseRouteHandler
 
 from api.bodies import printable
 from api.house import House
@@ -18,7 +16,7 @@ from domain.team import Team
 from infra.limits import Ticket
 from infra.llm import Target
 
-Connection = ASGIConnection[Any, Any, Any, Any]
+AnyRequest = Request[Any, Any, Any]
 
 
 @dataclass(slots=True)
@@ -38,17 +36,16 @@ class Admission:
         await self.settle(0)
 
 
-async def limited(connection: Connection, _: BaseRouteHandler) -> None:
+async def limited(request: AnyRequest) -> None:
     """Counts the call against its team's limits: requests always, tokens if the body can be estimated.
 
     Raises:
         Trouble: a limit is reached.
     """
-    assert isinstance(connection, Request)
-    state: dict[str, Any] = connection.scope["state"]
-    house: House = connection.app.state.house
-    body = _object(await connection.body())
-    team = await _team(connection, house, body)
+    state: dict[str, Any] = request.scope["state"]
+    house: House = request.app.state.house
+    body = _object(await request.body())
+    team = await _team(request, house, body)
     if team is None:
         return
     prompt_tokens = await estimate_prompt(house, team, body)
@@ -68,12 +65,12 @@ async def limited(connection: Connection, _: BaseRouteHandler) -> None:
         raise Trouble("rate_limited", headers=retry_after, limit=allowance.limit)
 
 
-async def _team(connection: Connection, house: House, body: dict[str, Any]) -> Team | None:
+async def _team(request: AnyRequest, house: House, body: dict[str, Any]) -> Team | None:
     """The team whose call it is; None if there is none, which the checks that follow will say."""
-    caller = connection.scope["state"]["caller"]
+    caller = request.scope["state"]["caller"]
     team_id = caller.team_id
-    if team_id is None and "job_id" in connection.path_params:
-        stream = JOB.stream(str(connection.path_params["job_id"]).lower())
+    if team_id is None and "job_id" in request.path_params:
+        stream = JOB.stream(str(request.path_params["job_id"]).lower())
         job = house.ledger.glance(stream) or (await house.ledger.read(stream)).states[0]
         team_id = job.team_id if isinstance(job, Job) else None
     if team_id is None:

@@ -100,7 +100,7 @@ class UsageController(Controller):
     path = "/api"
     dependencies = {"in_period": Provide(period_of, sync_to_thread=False)}
 
-    @get("/teams/{team_id:str}/usage", tags=["Teams"], guards=[team_or_admin])
+    @get("/teams/{team_id:str}/usage", tags=["Teams"], before_request=team_or_admin)
     async def of_team(
         self,
         caller: NamedDependency[Caller],
@@ -140,7 +140,7 @@ class UsageController(Controller):
         )
         return wrapped(answer, sums.total_jobs)
 
-    @get("/organizations/{organization_id:str}/usage", tags=["Organizations"], guards=[team_or_admin])
+    @get("/organizations/{organization_id:str}/usage", tags=["Organizations"], before_request=team_or_admin)
     async def of_organization(
         self,
         caller: NamedDependency[Caller],
@@ -182,7 +182,7 @@ class UsageController(Controller):
             )
         )
 
-    @get("/organizations/{organization_id:str}/costs", tags=["Organizations"], guards=[admin_only])
+    @get("/organizations/{organization_id:str}/costs", tags=["Organizations"], before_request=admin_only)
     async def costs_of_organization(
         self,
         house: NamedDependency[House],

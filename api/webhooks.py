@@ -125,7 +125,7 @@ class DeliveryAnswer(msgspec.Struct, kw_only=True):
 class WebhooksController(Controller):
     path = "/api/webhooks"
     tags = ["Webhooks"]
-    guards = [team_or_admin]
+    before_request = team_or_admin
 
     @post("/register", status_code=201)
     async def register(

@@ -58,9 +58,9 @@ def _routes() -> list[Route]:
     handlers = [(route.path_format, handler) for route in app._app.routes for handler in route.route_handlers]
     found = {}
     for path, handler in handlers:
-        doors = [guard for guard in handler.resolve_guards() if isinstance(guard, Door)]
+        door = handler.resolve_before_request()
         for method in handler.http_methods - {"OPTIONS", "HEAD"}:
-            found[method, path] = Route(method, path, doors[0] if doors else None)
+            found[method, path] = Route(method, path, door if isinstance(door, Door) else None)
     return [found[key] for key in sorted(found)]
 
 
@@ -194,7 +194,7 @@ def test_every_open_endpoint_that_writes_keeps_its_answer_for_a_repeat() -> None
     for route in app._app.routes:
         for handler in route.route_handlers:
             if "POST" in handler.http_methods and ("POST", route.path_format) in OPEN:
-                assert open_to_all in handler.resolve_guards()
+                assert open_to_all is handler.resolve_before_request()
 
 
 # -- credentials -------------------------------------------------------------------------------------------------------
