@@ -488,8 +488,8 @@ def test_a_running_server_does_its_chores(database: str) -> None:
     with running(database, chore_seconds=0.05) as server, server.client() as admin:
         team = make_team(server, admin, credits=10)
         path = f"/api/credits/teams/{team.team_id}"
-        ended = {"amount": 5, "expires_at": (datetime.now(UTC) - SOON).isoformat()}
-        assert 15 == admin.post(f"{path}/add", json=ended).json()["credits_remaining"]
+        ending = {"amount": 5, "expires_at": (datetime.now(UTC) + timedelta(seconds=3)).isoformat()}
+        assert 15 == admin.post(f"{path}/add", json=ending).json()["credits_remaining"]
         expirations: list[dict[str, Any]] = []
         while not expirations:  # pytest's own time-out ends a server that does none
             time.sleep(0.02)
