@@ -23,7 +23,6 @@ import msgspec
 import psycopg
 import structlog
 from litestar import Request, Response
-from litestar.connection import ASGIConnection
 
 from api.bodies import printable
 from api.house import House
@@ -163,7 +162,7 @@ class Claim:
         return self.house.key_ring.encrypt(content, _context(self.claim_id))
 
 
-async def claim(connection: ASGIConnection[Any, Any, Any, Any], house: House, actor: str) -> Claim | None:
+async def claim(request: Request[Any, Any, Any], house: House, actor: str) -> Claim | None:
     """Claims the key of a POST, if it has one.
 
     Args:
@@ -174,17 +173,16 @@ async def claim(connection: ASGIConnection[Any, Any, Any, Any], house: House, ac
         Invalid: the key is too long, or was used for another request.
         Trouble: the first request with this key is still running.
     """
-    key = connection.headers.get(HEADER)
+    key = request.headers.get(HEADER)
     if key is None:
         return None
     if not 1 <= len(key) <= MAX_KEY_LENGTH:
         raise Invalid(["header", HEADER], f"a key has 1 to {MAX_KEY_LENGTH} characters", "value_error.length")
-    assert isinstance(connection, Request)
-    asked = _canonical(await connection.body()) + b"\n" + connection.url.query.encode()
+    asked = _canonical(await request.body()) + b"\n" + request.url.query.encode()
     claim_id = str(uuid4())
-    handler: Any = connection.route_handler
+    handler: Any = request.route_handler
     row = {
-        "scope": sha256(f"{actor}\nPOST\n{connection.scope['path']}".encode()).hexdigest(),
+        "scope": sha256(f"{actor}\nPOST\n{request.scope['path']}".encode()).hexdigest(),
         "key": key,
         "fingerprint": house.key_ring.fingerprint(asked),
         "claim_id": claim_id,
