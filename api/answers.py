@@ -7,6 +7,8 @@ from typing import Any, TypeVar, cast
 
 import msgspec
 from litestar import Response
+from litestar.response.base import ASGIResponse
+from litestar.types import Receive, Scope, Send
 
 T = TypeVar("T")
 
@@ -65,7 +67,21 @@ def encode(content: Any) -> bytes:
     return _ENCODER.encode(content)
 
 
+class Answer(Response[T]):
+    """A JSON answer that goes out as it is: nobody on its way has anything to add."""
+
+    def to_asgi_response(self, *_: object, **__: object) -> ASGIResponse:
+        return cast("ASGIResponse", self._send)
+
+    async def _send(self, scope: Scope, receive: Receive, send: Send) -> None:
+        body = cast("bytes", self.content)
+        headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
+        headers += [(name.lower().encode(), str(value).encode("latin-1")) for name, value in self.headers.items()]
+        assert self.status_code is not None
+        await send({"type": "http.response.start", "status": self.status_code, "headers": headers})
+        await send({"type": "http.response.body", "body": body, "more_body": False})
+
+
 def reply(content: T, *, status: int = 200, headers: Mapping[str, str] | None = None) -> Response[T]:
     """An answer with a JSON body."""
-    body = cast("T", encode(content))
-    return Response(body, status_code=status, media_type="application/json", headers=dict(headers or {}))
+    return Answer(cast("T", encode(content)), status_code=status, headers=headers)

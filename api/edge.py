@@ -17,8 +17,6 @@ from litestar.types import ASGIApp, Message, Receive, Scope, Send
 from api.problems import Trouble
 from infra import metrics
 
-log = structlog.get_logger()
-
 _REQUEST_ID = re.compile(rb"^[A-Za-z0-9._-]{1,128}$")
 _UNPRINTABLE = b"%EF%BF%BD"  # U+FFFD: no id has it, so what is asked for with a NUL in it is simply not found
 
@@ -34,12 +32,14 @@ class Edge:
     def __init__(self, app: ASGIApp, max_body_bytes: int) -> None:
         self._app = app
         self._max_body_bytes = max_body_bytes
+        self._log = structlog.get_logger().bind()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != ScopeType.HTTP:
             await self._app(scope, receive, send)
             return
-        request_id = _request_id(scope["headers"])
+        headers = dict(scope["headers"])
+        request_id = _request_id(headers.get(b"x-request-id", b""))
         scope["state"] = {**scope.get("state", {}), "request_id": request_id}
         scope["path"] = _plain_path(scope["path"])
         scope["query_string"] = scope["query_string"].replace(b"%00", _UNPRINTABLE)
@@ -58,11 +58,11 @@ class Edge:
             await send(message)
 
         try:
-            await self._app(scope, self._bounded(scope["headers"], receive), send_marked)
+            await self._app(scope, self._bounded(headers.get(b"content-length", b"0"), receive), send_marked)
         finally:
             seconds = time.perf_counter() - started
             metrics.request_answered(method, str(scope.get("path_template", "none")), status, seconds)
-            log.info(
+            self._log.info(
                 "request.answered",
                 method=method,
                 path=scope["path"],
@@ -71,8 +71,7 @@ class Edge:
             )
             structlog.contextvars.unbind_contextvars("request_id")
 
-    def _bounded(self, headers: Any, receive: Receive) -> Receive:
-        declared = next((value for name, value in headers if name == b"content-length"), b"0")
+    def _bounded(self, declared: bytes, receive: Receive) -> Receive:
         too_large = declared.isdigit() and int(declared) > self._max_body_bytes
         received = 0
 
@@ -109,8 +108,7 @@ async def _tidy_up(state: dict[str, Any], status: int, body: bytes) -> None:
         await admission.give_back()
 
 
-def _request_id(headers: Any) -> str:
-    sent = next((value for name, value in headers if name == b"x-request-id"), b"")
+def _request_id(sent: bytes) -> str:
     return sent.decode() if _REQUEST_ID.match(sent) else str(uuid4())
 
 

@@ -22,7 +22,7 @@ from litestar.exceptions import (
 )
 from litestar.types import ExceptionHandlersMap
 
-from api.answers import encode
+from api.answers import reply
 from domain.errors import OutOfBounds, Refusal
 from infra import metrics
 from infra.ledger import ClaimLost, Unavailable
@@ -137,7 +137,7 @@ def _answer(status: int, content: Mapping[str, Any], headers: Mapping[str, str] 
         sent.setdefault("WWW-Authenticate", "Bearer")
     if status in RETRY_AFTER_SECONDS:
         sent.setdefault("Retry-After", str(RETRY_AFTER_SECONDS[status]))
-    return Response(encode(content), status_code=status, media_type="application/json", headers=sent)
+    return reply(content, status=status, headers=sent)
 
 
 # -- handlers --------------------------------------------------------------------------------------------------------
