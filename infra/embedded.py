@@ -32,6 +32,7 @@ from infra.log import log
 OWNER = "saas_litellm"
 LONGEST_SOCKET_PATH = 100
 PATIENCE_SECONDS = 15.0
+BIRTH_SECONDS = 1.0  # in the moment in which it becomes another program, a process has no command line
 
 SETTINGS = {
     "listen_addresses": "",  # reached through its socket only, which lies in a folder of its owner's
@@ -317,11 +318,17 @@ def _written_pid(file: Path) -> int | None:
 
 def _runs(pid: int, argument: str) -> bool:
     """Whether the process lives and was started with this argument."""
+    deadline = time.monotonic() + BIRTH_SECONDS
     try:
         process = psutil.Process(pid)
-        return process.status() != psutil.STATUS_ZOMBIE and argument in process.cmdline()
+        while process.status() != psutil.STATUS_ZOMBIE:
+            words = process.cmdline()
+            if words or time.monotonic() > deadline:
+                return argument in words
+            time.sleep(0.001)
     except psutil.Error:
-        return False
+        pass
+    return False
 
 
 def _unprivileged_account() -> tuple[int, int]:
