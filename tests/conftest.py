@@ -4,6 +4,7 @@ TEST_DATABASE_URL (or DATABASE_URL) names a server to use instead of the embedde
 ordinary role first, or as a role that may CREATEDB. REDIS_URL names a Redis.
 """
 
+import asyncio
 import os
 import secrets
 import shutil
@@ -41,7 +42,22 @@ def _log_as_ever() -> Iterator[None]:
 @pytest.fixture
 def runner() -> Callable[[Coroutine[Any, Any, T]], T]:
     """Run a coroutine to its end on an event loop of its own."""
-    return uvloop.run
+    return lambda story: uvloop.run(_in_time(story))
+
+
+async def _in_time(story: Coroutine[Any, Any, T]) -> T:
+    """Where uvloop waits, it takes pytest's time-out for somebody else's problem: it is this task's."""
+    task = asyncio.current_task()
+    assert task is not None
+
+    def told(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+        if isinstance(problem := context.get("exception"), pytest.fail.Exception):
+            task.cancel(str(problem))
+        else:
+            loop.default_exception_handler(context)
+
+    asyncio.get_running_loop().set_exception_handler(told)
+    return await story
 
 
 @pytest.fixture(scope="session")

@@ -36,7 +36,6 @@ import argparse
 import asyncio
 import contextlib
 import threading
-import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterator
 from functools import lru_cache
@@ -44,6 +43,8 @@ from typing import Any, Self
 
 import msgspec
 from aiohttp import web
+
+from tests.waiting import PATIENCE_SECONDS, until
 
 HELLO = "Hello from the fake provider."
 DONE = b"data: [DONE]\n\n"
@@ -94,7 +95,7 @@ class FakeProvider:
 
     def __enter__(self) -> Self:
         self._thread.start()
-        if not self._ready.wait(10):
+        if not self._ready.wait(PATIENCE_SECONDS):
             raise RuntimeError("the fake provider did not start")
         return self
 
@@ -130,13 +131,9 @@ class FakeProvider:
     def last(self) -> Seen:
         return self.requests[-1]
 
-    def until(self, happened: Callable[[FakeProvider], bool], seconds: float = 10) -> None:
+    def until(self, happened: Callable[[FakeProvider], bool]) -> None:
         """Wait for something that the provider notices later than the client, such as its leaving."""
-        deadline = time.monotonic() + seconds
-        while not happened(self):
-            if time.monotonic() > deadline:
-                raise TimeoutError("the fake provider waited in vain")
-            time.sleep(0.005)
+        until(lambda: happened(self))
 
     # -- answering ------------------------------------------------------------------------------
 

@@ -4,6 +4,7 @@ How it answers is decided by the first part of the path, so that a test says wha
 
     /ok/...                 204
     /slow-<ms>/...          204 after so long
+    /held/...               204 once the test lets them all go
     /dead/...               nothing, until the client leaves
     /status-<code>/...      that status; a redirect points to /ok/redirected
     /gone/...               410
@@ -20,12 +21,13 @@ from __future__ import annotations
 
 import asyncio
 import threading
-import time
 from collections import Counter
 from typing import Any, Self
 
 import msgspec
 from aiohttp import web
+
+from tests.waiting import PATIENCE_SECONDS, PAUSE_SECONDS, until
 
 
 class Received(msgspec.Struct, frozen=True):
@@ -53,13 +55,14 @@ class Receiver:
         """How many requests to a path were open at the same time, at most."""
         self.url = ""
         self._open: Counter[str] = Counter()
+        self._let_go: set[str] = set()
         self._loop = asyncio.new_event_loop()
         self._ready = threading.Event()
         self._thread = threading.Thread(target=self._run_thread, name="receiver", daemon=True)
 
     def __enter__(self) -> Self:
         self._thread.start()
-        if not self._ready.wait(10):
+        if not self._ready.wait(PATIENCE_SECONDS):
             raise RuntimeError("the receiver did not start")
         return self
 
@@ -93,14 +96,14 @@ class Receiver:
         """What has come to a path, or to any path below it."""
         return [request for request in self.requests if f"{request.path}/".startswith(f"{path}/")]
 
-    def until(self, count: int, path: str, seconds: float = 10) -> list[Received]:
+    def until(self, count: int, path: str) -> list[Received]:
         """Wait until so many requests have come to a path."""
-        deadline = time.monotonic() + seconds
-        while len(self.at(path)) < count:
-            if time.monotonic() > deadline:
-                raise TimeoutError(f"{len(self.at(path))} of {count} came to {path}")
-            time.sleep(0.005)
+        until(lambda: len(self.at(path)) >= count)
         return self.at(path)
+
+    def let_go(self, path: str) -> None:
+        """Answers what was held at a path, now and from now on."""
+        self._let_go.add(path)
 
     # -- answering -----------------------------------------------------------------------------------------------------
 
@@ -119,6 +122,9 @@ class Receiver:
         match words:
             case ["slow", milliseconds, *_]:
                 await asyncio.sleep(int(milliseconds) / 1000)
+            case ["held", *_]:
+                while request.path not in self._let_go:  # noqa: ASYNC110 told by another thread
+                    await asyncio.sleep(PAUSE_SECONDS)
             case ["dead", *_]:
                 await asyncio.sleep(3600)
             case ["status", code, *_]:

@@ -2,12 +2,12 @@
 
 import contextlib
 import signal
-import socket
 import subprocess
-import time
 from pathlib import Path
 
 import redis
+
+from tests.waiting import free_port, until
 
 
 class RedisServer:
@@ -22,10 +22,7 @@ class RedisServer:
     def start(self) -> None:
         command = ["redis-server", "--port", str(self.port), "--save", "", "--dir", str(self._folder)]
         self._process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
-        deadline = time.monotonic() + 10
-        while not answers(self.url):
-            assert time.monotonic() < deadline, "redis-server did not start"
-            time.sleep(0.02)
+        until(lambda: answers(self.url))
 
     def freeze(self) -> None:
         assert self._process
@@ -40,11 +37,6 @@ class RedisServer:
             self._process.kill()
             self._process.wait()
             self._process = None
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        return int(server.getsockname()[1])
 
 
 def answers(url: str) -> bool:

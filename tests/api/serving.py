@@ -5,23 +5,20 @@ import signal
 import subprocess
 import sys
 import tempfile
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import httpx
 import msgspec
 import psutil
 
-from api.demo import free_port
 from infra.embedded import EmbeddedServer
 from infra.settings import Settings
 from tests.api.conftest import MASTER_KEY, Server
+from tests.waiting import PATIENCE_SECONDS, free_port, until
 
-PATIENCE_SECONDS = 30.0
 SETTINGS = {setting.encode_name for setting in msgspec.structs.fields(Settings)}
 
 
@@ -68,7 +65,7 @@ class Served(Server):
         def healthy() -> bool:
             assert self.process.poll() is None, "the server ended"
             try:
-                return httpx.get(f"{self.url}/health/ready").is_success
+                return httpx.get(f"{self.url}/health/ready", verify=False).is_success
             except httpx.TransportError:
                 return False
 
@@ -126,12 +123,3 @@ def serving(data_dir: Path, *arguments: str, **settings: str) -> Iterator[Served
             client.close()
         if process.poll() is None:
             served.stop()
-
-
-def until(happened: Callable[[], Any]) -> Any:
-    """Wait for something to be true, and give it."""
-    deadline = time.monotonic() + PATIENCE_SECONDS
-    while not (answer := happened()):
-        assert time.monotonic() < deadline, "waited in vain"
-        time.sleep(0.02)
-    return answer

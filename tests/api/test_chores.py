@@ -1,7 +1,6 @@
 """What is done by the clock, told by a clock that the tests hold in their hands."""
 
 import asyncio
-import time
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import AsyncExitStack, asynccontextmanager
 from datetime import UTC, datetime, timedelta
@@ -27,6 +26,7 @@ from tests.api.conftest import make_team, running, settings_for
 from tests.domain import scene
 from tests.domain.scene import ACME, NOON, RESEARCH, WHO, an_id
 from tests.domain.scene import ORGANIZATION as ACME_CREATED
+from tests.waiting import PATIENCE_SECONDS, until
 
 T = TypeVar("T")
 Run = Callable[[Coroutine[Any, Any, T]], T]
@@ -91,7 +91,7 @@ async def a_call(house: House, *, ends: bool = True, **started: Any) -> None:
 async def do(chore: Callable[[House, datetime], Coroutine[Any, Any, int]], house: House, at: datetime) -> int:
     """Does a chore when the read models have seen everything."""
     position = (await house.ledger.read()).position
-    assert 0 == await house.progress.reach(position, timeout_s=20)
+    assert 0 == await house.progress.reach(position, timeout_s=PATIENCE_SECONDS)
     return await chore(house, at)
 
 
@@ -490,11 +490,8 @@ def test_a_running_server_does_its_chores(database: str) -> None:
         path = f"/api/credits/teams/{team.team_id}"
         ending = {"amount": 5, "expires_at": (datetime.now(UTC) + timedelta(seconds=3)).isoformat()}
         assert 15 == admin.post(f"{path}/add", json=ending).json()["credits_remaining"]
-        expirations: list[dict[str, Any]] = []
-        while not expirations:  # pytest's own time-out ends a server that does none
-            time.sleep(0.02)
-            expirations = admin.get(f"{path}/transactions", params={"type": "expiration"}).json()["transactions"]
-        [expiration] = expirations
+        expired = {"type": "expiration"}
+        [expiration] = until(lambda: admin.get(f"{path}/transactions", params=expired).json()["transactions"])
         assert ("expiration", 5, 15, 10, "system") == tuple(
             expiration[name] for name in ("type", "amount", "credits_before", "credits_after", "actor")
         )

@@ -17,8 +17,8 @@ from infra.conversations import LARGEST_BYTES, Conversation, Conversations
 from infra.postgres import open_pool
 from infra.secrets import KeyRing
 from tests.api.conftest import Server, TestTeam, make_alias, make_team, settings_for
-from tests.api.serving import until
 from tests.provider import HELLO, FakeProvider
+from tests.waiting import until
 
 Run = Callable[[Coroutine[Any, Any, None]], None]
 

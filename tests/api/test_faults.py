@@ -6,9 +6,9 @@ from infra import postgres
 from infra.embedded import throwaway_server
 from tests.api.conftest import make_alias, make_team, running
 from tests.api.people import anybody
-from tests.api.serving import until
 from tests.provider import FakeProvider
 from tests.redis_server import RedisServer
+from tests.waiting import until
 
 
 def code(answer: httpx.Response) -> tuple[int, str]:

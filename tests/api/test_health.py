@@ -8,7 +8,7 @@ import pytest
 from infra.version import VERSION
 from tests.api.conftest import Server, make_team, running
 from tests.api.people import anybody
-from tests.api.serving import until
+from tests.waiting import until
 
 CLIENT = Path(__file__).parents[2] / "examples" / "typed_client.py"
 

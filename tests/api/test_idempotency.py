@@ -9,8 +9,8 @@ import psycopg
 import pytest
 
 from tests.api.conftest import Server, TestTeam, make_alias, make_team, running
-from tests.api.serving import until
 from tests.provider import FakeProvider
+from tests.waiting import until
 
 ASK: dict[str, Any] = {"messages": [{"role": "user", "content": "Hello"}]}
 

@@ -9,9 +9,9 @@ import psycopg
 import pytest
 
 from tests.api.conftest import Server, TestTeam, make_alias, make_team, running
-from tests.api.serving import until
 from tests.api.world import everything_in
 from tests.provider import FakeProvider
+from tests.waiting import until
 
 URL = "/api/provider-credentials"
 

@@ -17,7 +17,7 @@ import pytest
 from infra import postgres
 from infra.embedded import MEMORY, _unprivileged_account, programs
 from tests.api.conftest import make_team, running
-from tests.api.serving import until
+from tests.waiting import until
 
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs" / "operations.md").read_text()

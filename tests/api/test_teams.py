@@ -17,6 +17,7 @@ from domain.organization import CreateOrganization, create_organization
 from domain.streams import JOB, ORGANIZATION, TEAM, THE_CATALOG
 from tests.api.conftest import MASTER_KEY, Server, TestTeam, make_alias, make_team, running, settings_for
 from tests.provider import FakeProvider
+from tests.waiting import PATIENCE_SECONDS
 
 TEAM_FIELDS = {
     "team_id",
@@ -609,7 +610,7 @@ def test_jobs_that_a_deleted_team_left_open_are_found_later(
             # and here the process died, before it had cancelled the jobs
             streams = TEAM.stream("red"), ORGANIZATION.stream("acme"), THE_CATALOG
             deleted = await house.ledger.carry_out(delete_team, DeleteTeam(**who), *streams)
-            await house.progress.reach(deleted.position, timeout_s=30)
+            await house.progress.reach(deleted.position, timeout_s=PATIENCE_SECONDS)
             await cancel_orphans(house)
             assert 0 == await cancel_orphans(house)
             return [job.status for job in (await house.ledger.read(*map(JOB.stream, jobs))).states]

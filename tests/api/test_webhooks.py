@@ -1,7 +1,6 @@
 """Webhooks over HTTP: registered, told, signed, tried again, and none of anybody else's business."""
 
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 from uuid import uuid4
 
@@ -16,6 +15,7 @@ from tests.api.conftest import Server, TestTeam, make_alias, make_team, running
 from tests.conftest import _database_on
 from tests.provider import FakeProvider
 from tests.receiver import Received, Receiver
+from tests.waiting import until
 
 FIELDS = {
     "webhook_id",
@@ -112,15 +112,6 @@ def register(team: TestTeam, url: str, *events: str, client: httpx.Client | None
 def deliveries(team: TestTeam, webhook: Any, **query: Any) -> list[Any]:
     found: list[Any] = ok(team.client.get(f"/api/webhooks/{webhook['webhook_id']}/deliveries", params=query))
     return found
-
-
-def until(look: Callable[[], Any]) -> Any:
-    """Looks until there is something to see."""
-    deadline = time.monotonic() + 15
-    while not (seen := look()):
-        assert time.monotonic() < deadline, "it never came"
-        time.sleep(0.01)
-    return seen
 
 
 def verified(request: Received, webhook: Any) -> Any:

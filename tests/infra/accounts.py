@@ -18,6 +18,7 @@ from domain.team import Budget
 from infra import journal, postgres
 from infra.journal import Connection, Draft, Recorded
 from infra.ledger import Ledger, Outcome
+from tests.waiting import eventually
 
 NOON = datetime(2026, 3, 4, 12, tzinfo=UTC)
 ACCOUNT, OTHER = "credit-research", "credit-sales"
@@ -106,6 +107,19 @@ async def a_ledger(dsn: str, **options: Any) -> AsyncIterator[Ledger]:
 
 async def connected(dsn: str) -> Connection:
     return await postgres.connect(dsn, name="test")
+
+
+async def waiting_for_the_lock(connection: Connection, writers: int) -> None:
+    """Until so many others of this database wait for a lock."""
+
+    async def are_waiting() -> bool:
+        cursor = await connection.execute(
+            "select from pg_locks where not granted and pid in (select pid from pg_locks where database ="
+            " (select oid from pg_database where datname = current_database()))"
+        )
+        return cursor.rowcount >= writers
+
+    await eventually(are_waiting)
 
 
 async def everything(dsn: str) -> list[Recorded]:

@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ import pytest
 from psycopg.conninfo import conninfo_to_dict
 
 from infra.embedded import LONGEST_SOCKET_PATH, THROWAWAY_SETTINGS, DatabaseUnusable, EmbeddedServer
+from tests.waiting import until
 
 START_AND_WAIT = """
 import sys
@@ -52,15 +54,13 @@ def kill(server: EmbeddedServer) -> None:
     postmaster = psutil.Process(server.pid)
     postmaster.send_signal(signal.SIGKILL)
     with suppress(psutil.NoSuchProcess):
-        while postmaster.status() != psutil.STATUS_ZOMBIE:
-            time.sleep(0.005)
+        until(lambda: postmaster.status() == psutil.STATUS_ZOMBIE)
 
 
 def kill_and_wait_for_another(server: EmbeddedServer) -> None:
     killed = server.pid
     kill(server)
-    while server.pid == killed or not server.alive():
-        time.sleep(0.01)
+    until(lambda: server.pid != killed and server.alive())
 
 
 def ask(server: EmbeddedServer, query: str) -> Any:
@@ -126,8 +126,7 @@ def test_it_is_started_again_while_it_is_supervised(server: EmbeddedServer, runn
 def test_the_lock_file_of_a_zombie_does_not_keep_it_from_starting(server: EmbeddedServer, name: str):
     server.stop()
     zombie = subprocess.Popen(["true"])
-    while psutil.Process(zombie.pid).status() != psutil.STATUS_ZOMBIE:
-        time.sleep(0.005)
+    until(lambda: psutil.Process(zombie.pid).status() == psutil.STATUS_ZOMBIE)
     left = server.home / ("cluster" if name == "postmaster.pid" else ".") / name
     left.write_text(f"{zombie.pid}\n{server.home / 'cluster'}\n0\n5432\n{server.home}\n\n")
 
@@ -140,6 +139,19 @@ def test_the_lock_file_of_a_zombie_does_not_keep_it_from_starting(server: Embedd
 def test_a_process_that_got_the_number_of_a_dead_postmaster_is_not_taken_for_it(server: EmbeddedServer):
     server.stop()
     (server.home / "cluster" / "postmaster.pid").write_text(f"{os.getpid()}\n{server.home}\n0\n5432\n\n\n")
+
+    server.start()
+
+    assert server.alive()
+
+
+def test_a_postmaster_that_has_just_been_born_is_not_taken_for_a_dead_one(
+    server: EmbeddedServer, monkeypatch: pytest.MonkeyPatch
+):
+    server.stop()
+    looks, tell = count(), psutil.Process.cmdline
+    # Where the kernel exchanges one program for the next, the command line is empty for a moment.
+    monkeypatch.setattr(psutil.Process, "cmdline", lambda process: tell(process) if next(looks) > 2 else [])
 
     server.start()
 

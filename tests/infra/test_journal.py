@@ -30,6 +30,7 @@ from tests.infra.accounts import (
     open_account,
     open_with,
     opening,
+    waiting_for_the_lock,
 )
 
 Run = Callable[[Coroutine[Any, Any, Any]], Any]
@@ -133,7 +134,7 @@ def test_writers_wait_for_each_other_and_leave_no_gap(database: str, runner: Run
             async with slow.transaction():
                 await journal.append(slow, a_draft((ACCOUNT, OPENED)))
                 waiting = asyncio.create_task(journal.append(fast, a_draft((OTHER, OPENED))))
-                await asyncio.sleep(0.2)
+                await waiting_for_the_lock(slow, 1)
                 assert not waiting.done()
                 assert [] == await everything(database)
             assert 2 == (await waiting).position
@@ -190,7 +191,7 @@ def test_a_claim_cannot_be_taken_over_while_its_answer_is_being_written(database
                         [claim],
                     )
                 )
-                await asyncio.sleep(0.1)
+                await waiting_for_the_lock(writer, 1)
                 assert not taking.done()
             assert 0 == (await taking).rowcount
 
@@ -211,7 +212,7 @@ def test_a_claim_taken_over_at_the_last_moment_stops_the_append(database: str, r
                     "update app.idempotency set claim_id = gen_random_uuid() where claim_id = %s", [claim]
                 )
                 writing = asyncio.create_task(journal.append(writer, draft))
-                await asyncio.sleep(0.1)
+                await waiting_for_the_lock(rival, 1)
                 assert not writing.done()
             assert (claim,) == (await writing).stale
 

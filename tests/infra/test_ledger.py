@@ -41,6 +41,7 @@ from tests.infra.accounts import (
     opening,
     spend,
     spending,
+    waiting_for_the_lock,
     who,
 )
 from tests.infra.proxy import Failure, a_proxy
@@ -697,14 +698,6 @@ def test_an_append_that_arrives_late_while_it_is_looked_for_happens_once(databas
     runner(story())
 
 
-async def waiting_for_the_lock(connection: Connection, writers: int) -> None:
-    async with asyncio.timeout(10):
-        waiting = 0
-        while waiting < writers:
-            cursor = await connection.execute("select count(*) from pg_locks where not granted")
-            [(waiting,)] = await cursor.fetchall()  # type: ignore[assignment]
-
-
 def test_an_append_that_arrives_after_rivals_have_moved_on_is_stale(database: str, runner: Run) -> None:
     async def story() -> None:
         async with a_proxy(database) as proxy, a_ledger(proxy.dsn) as of, a_ledger(database) as rival:
@@ -715,7 +708,7 @@ def test_an_append_that_arrives_after_rivals_have_moved_on_is_stale(database: st
                 wish = asyncio.create_task(of.carry_out(spend, spending(1, "late-one"), ACCOUNT))
                 await proxy.happened.wait()
                 theirs = asyncio.create_task(rival.carry_out(spend, spending(1, "theirs"), ACCOUNT))
-                await asyncio.sleep(0.2)
+                await waiting_for_the_lock(other, 2)  # the rival, and who looks for the late one
             answers = await asyncio.gather(wish, theirs, return_exceptions=True)
             await proxy.deliver()
             assert {Outcome, InsufficientCredits} == {type(answer) for answer in answers}
@@ -735,7 +728,7 @@ def test_a_lost_answer_is_not_mistaken_for_that_of_an_earlier_attempt(database: 
             async with await connected(database) as other, other.transaction():
                 await journal.lock(other)
                 theirs = asyncio.create_task(rival.carry_out(grant_credits, granting(10, "theirs"), OTHER))
-                await asyncio.sleep(0.2)
+                await waiting_for_the_lock(other, 1)
                 proxy.fail("first", Failure.BEFORE)
                 ours = asyncio.create_task(
                     together(
@@ -745,7 +738,7 @@ def test_a_lost_answer_is_not_mistaken_for_that_of_an_earlier_attempt(database: 
                 )
                 await proxy.happened.wait()
                 proxy.fail("COMMIT", Failure.AFTER)
-                await asyncio.sleep(0.2)
+                await waiting_for_the_lock(other, 2)
             await theirs
             first, second = await ours
             assert proxy.happened.is_set()
@@ -770,7 +763,7 @@ def test_a_killed_connection_costs_nothing_but_time(database: str, runner: Run) 
                 async with other.transaction():
                     await journal.lock(other)
                     wish = asyncio.create_task(of.carry_out(spend, spending(1, "during"), ACCOUNT))
-                    await asyncio.sleep(0.2)
+                    await waiting_for_the_lock(other, 1)
                     await kill()
                 assert 8 == remaining(await wish)
 
@@ -881,7 +874,7 @@ def test_a_cancelled_caller_does_not_cancel_the_append(database: str, runner: Ru
                 await journal.lock(other)
                 wish = asyncio.create_task(of.carry_out(spend, spending(1, "cancelled"), ACCOUNT))
                 refused = asyncio.create_task(of.carry_out(spend, spending(100), ACCOUNT))
-                await asyncio.sleep(0.1)
+                await waiting_for_the_lock(other, 1)
                 wish.cancel()
                 refused.cancel()
                 await asyncio.wait([wish, refused])

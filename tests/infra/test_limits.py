@@ -21,7 +21,8 @@ from structlog.testing import capture_logs
 
 from infra import metrics
 from infra.limits import Allowance, Limits, _Embedded
-from tests.redis_server import RedisServer, answers, free_port
+from tests.redis_server import RedisServer, answers
+from tests.waiting import eventually, free_port
 
 T = TypeVar("T")
 Story = Callable[[Limits], Awaitable[T]]
@@ -494,14 +495,6 @@ def test_the_embedded_store_forgets_what_has_expired() -> None:
 
 def gauge() -> float | None:
     return metrics.registry.get_sample_value("saas_limits_degraded")
-
-
-async def eventually(condition: Callable[[], Awaitable[bool]]) -> None:
-    for _ in range(400):
-        if await condition():
-            return
-        await asyncio.sleep(0.05)
-    raise AssertionError("waited 20 s in vain")
 
 
 def test_redis_killed_limits_go_on_here_and_redis_back_they_are_shared_again(own_redis: RedisServer) -> None:

@@ -19,6 +19,7 @@ from tests.infra.accounts import (
     grant_credits,
     granting,
     open_with,
+    waiting_for_the_lock,
 )
 from tests.infra.writers import SHARED
 
@@ -90,9 +91,8 @@ def test_a_writer_that_dawdles_makes_others_wait_and_readers_see_no_gap(database
                     asyncio.create_task(ledger.carry_out(grant_credits, granting(1), account))
                     for ledger, account in ((one, ACCOUNT), (two, OTHER), (one, ACCOUNT), (two, OTHER))
                 ]
-                for _ in range(30):
-                    await follow(reading, seen)
-                    await asyncio.sleep(0.01)
+                await waiting_for_the_lock(slow, 2)
+                await follow(reading, seen)
                 assert [1, 2, 3, 4] == [event.position for event in seen]
                 assert not any(wish.done() for wish in wishes)
             outcomes = await asyncio.gather(*wishes)

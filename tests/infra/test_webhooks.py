@@ -44,6 +44,7 @@ from infra.webhooks import (
 )
 from tests.infra.accounts import a_ledger
 from tests.receiver import Receiver
+from tests.waiting import eventually
 
 Run = Callable[[Coroutine[Any, Any, None]], None]
 
@@ -137,12 +138,13 @@ class House:
 
     async def until(self, delivery_id: str, **wanted: Any) -> dict[str, Any]:
         """Waits until a delivery is as wanted."""
-        async with asyncio.timeout(15):
-            while True:
-                found = await self.state(delivery_id)
-                if all(found[name] == value for name, value in wanted.items()):
-                    return found
-                await asyncio.sleep(0.005)
+
+        async def as_wanted() -> dict[str, Any] | None:
+            found = await self.state(delivery_id)
+            return found if all(found[name] == value for name, value in wanted.items()) else None
+
+        found: dict[str, Any] = await eventually(as_wanted)
+        return found
 
     def sender(self, **options: Any) -> Sender:
         chosen = {"allow_private": True, "now": self.clock, "jitter": lambda: 0.0, **options}
@@ -385,12 +387,13 @@ def test_who_wants_a_delivery_again_while_it_is_on_its_way_gets_it_twice(
 ) -> None:
     async def story() -> None:
         async with a_house(database) as house, house.sending() as sender:
-            [delivery] = await house.put(webhook := await house.register(f"{receiver.url}/slow-300/{path}"))
-            await came(receiver, 1, f"/slow-300/{path}")
+            [delivery] = await house.put(webhook := await house.register(f"{receiver.url}/held/{path}"))
+            await came(receiver, 1, f"/held/{path}")
             async with house.pool.connection() as connection:
                 await redeliver(connection, webhook.webhook_id, delivery, house.clock())
+            receiver.let_go(f"/held/{path}")
             sender.wake()
-            await came(receiver, 2, f"/slow-300/{path}")
+            await came(receiver, 2, f"/held/{path}")
             await house.until(delivery, status="delivered", attempts=1)
 
     runner(story())
@@ -660,17 +663,18 @@ def test_what_a_killed_sender_had_begun_is_sent_again_by_another_one(
 ) -> None:
     async def story() -> None:
         async with a_house(database) as house:
-            [delivery] = await house.put(webhook := await house.register(f"{receiver.url}/slow-500/{path}"))
+            [delivery] = await house.put(webhook := await house.register(f"{receiver.url}/held/{path}"))
             victim = house.sender()
             await victim.start()
-            await came(receiver, 1, f"/slow-500/{path}")
+            await came(receiver, 1, f"/held/{path}")
             await kill(victim)
+            receiver.let_go(f"/held/{path}")
             async with house.sending():
                 await house.look(receiver)
-                assert 1 == len(receiver.at(f"/slow-500/{path}"))
+                assert 1 == len(receiver.at(f"/held/{path}"))
                 house.forward(LEASE)
                 await house.until(delivery, status="delivered", attempts=1)
-                [first, second] = receiver.at(f"/slow-500/{path}")
+                [first, second] = receiver.at(f"/held/{path}")
                 assert first.message_id == second.message_id
                 StandardWebhook(webhook.secret).verify(second.body, second.headers)
 
@@ -682,12 +686,15 @@ def test_a_sender_that_stops_finishes_what_it_has_begun(
 ) -> None:
     async def story() -> None:
         async with a_house(database) as house:
-            webhook = await house.register(f"{receiver.url}/slow-300/{path}")
+            webhook = await house.register(f"{receiver.url}/held/{path}")
             deliveries = await house.put(webhook, AT_ONCE_BY_WEBHOOK + 1)
             sender = house.sender()
             await sender.start()
-            await came(receiver, AT_ONCE_BY_WEBHOOK, f"/slow-300/{path}")
-            await sender.stop()
+            await came(receiver, AT_ONCE_BY_WEBHOOK, f"/held/{path}")
+            stopping = asyncio.create_task(sender.stop())
+            await eventually(lambda: sender._closing)
+            receiver.let_go(f"/held/{path}")
+            await stopping
             states = sorted([(await house.state(delivery))["status"] for delivery in deliveries])
             assert ["delivered"] * AT_ONCE_BY_WEBHOOK + ["pending"] == states
 
@@ -727,16 +734,17 @@ def test_several_senders_send_each_delivery_once(database: str, runner: Run, rec
 def test_a_sender_whose_connection_breaks_goes_on(database: str, runner: Run, receiver: Receiver, path: str) -> None:
     async def story() -> None:
         async with a_house(database) as house, house.sending():
-            webhook = await house.register(f"{receiver.url}/slow-200/{path}")
+            webhook = await house.register(f"{receiver.url}/held/{path}")
             [delivery] = await house.put(webhook)
-            await came(receiver, 1, f"/slow-200/{path}")
+            await came(receiver, 1, f"/held/{path}")
             with psycopg.connect(database, autocommit=True) as owner:
                 owner.execute(
                     "select pg_terminate_backend(pid) from pg_stat_activity"
                     " where datname = current_database() and application_name = 'sender'"
                 )
+            receiver.let_go(f"/held/{path}")
             await house.until(delivery, status="delivered", attempts=1)
-            assert 1 == len(receiver.at(f"/slow-200/{path}"))
+            assert 1 == len(receiver.at(f"/held/{path}"))
             [another] = await house.put(webhook)
             await house.until(another, status="delivered")
 
