@@ -18,6 +18,7 @@ from api.admin_users import AdminUsersController
 from api.audit import AuditController
 from api.bodies import StrictBody
 from api.caller import the_caller
+from api.chat_completions import ChatCompletionsController
 from api.chores import chores
 from api.create_and_call import CreateAndCallController
 from api.credits import CreditsController
@@ -125,6 +126,7 @@ CONTROLLERS: Sequence[ControllerRouterHandler] = (
     TeamJobRowsController,
     CreateAndCallController,
     LlmCallsController,
+    ChatCompletionsController,
     ModelAliasesController,
     AccessGroupsController,
     ModelGroupsController,

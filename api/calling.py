@@ -103,16 +103,21 @@ PASSED_ON = (
 DEFAULT_TEMPERATURE = 0.7
 
 
-def question(body: CallBody) -> Question:
+def question(body: CallBody, *, also: Sequence[str] = (), temperature: float | None = DEFAULT_TEMPERATURE) -> Question:
     """The question in a body.
+
+    Args:
+        also: further fields of the body that are options.
+        temperature: if the body says none; None leaves it to the provider.
 
     Raises:
         Invalid: model and model_group, which mean the same, say different things.
     """
     if body.model and body.model_group and body.model != body.model_group:
         raise Invalid(["body", "model_group"], "model and model_group differ", "value_error.format")
-    options = {name: value for name in PASSED_ON if (value := getattr(body, name)) is not None}
-    options["temperature"] = DEFAULT_TEMPERATURE if body.temperature is None else body.temperature
+    options = {name: value for name in (*PASSED_ON, *also) if (value := getattr(body, name)) is not None}
+    if (chosen := temperature if body.temperature is None else body.temperature) is not None:
+        options["temperature"] = chosen
     return Question(
         request=ChatRequest(msgspec.to_builtins(body.messages), options),
         model=body.model or body.model_group,

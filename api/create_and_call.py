@@ -1,6 +1,6 @@
 """Job and call in one request: opened, answered, completed and charged, or failed and free."""
 
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 from uuid import uuid4
 
@@ -13,9 +13,9 @@ from api import calling
 from api.answers import reply
 from api.bodies import ID, Name100
 from api.caller import Caller, limited_call
-from api.calling import Call, CallBody, Finished
+from api.calling import Call, CallBody, Finished, Question
 from api.jobs import job_ended
-from api.llm_calls import ChatCompletion, PlainAnswer, call_answer, event_stream, events, relay
+from api.llm_calls import ChatCompletion, EventWriter, PlainAnswer, call_answer, event_stream
 from api.problems import Trouble
 from api.shapes import Costs, Timestamp, Uuid
 from domain.errors import Refusal
@@ -69,25 +69,33 @@ class CreateAndCallController(Controller):
     ) -> Stream:
         """Open a job and pass the answer of its one call on as it is written; the job is charged when all is out."""
         call = await _started(caller, data, streaming=True)
-        body: AsyncIterator[bytes] = events(call, relay(call))
-        return event_stream(call, body)
+        return event_stream(call, EventWriter(call))
 
 
 async def _started(caller: Caller, data: CreateAndCallBody, *, streaming: bool) -> Call:
-    """A job of its own for the call, and the call on record; if that is refused, the job is failed with the reason."""
-    asked = calling.question(data)
-    job_id, team_id = str(uuid4()), caller.team_for(data.team_id)
-    metadata = data.job_metadata or data.metadata or {}
-    require_small({**metadata, **asked.metadata})  # before there is a job
-    command = CreateJob(
-        **caller.signature(),
-        job_id=job_id,
-        team_id=team_id,
+    return await whole_job(
+        caller,
+        calling.question(data),
+        streaming=streaming,
+        team_id=caller.team_for(data.team_id),
         job_type=data.job_type,
         user_id=data.user_id,
         external_task_id=data.external_task_id,
-        metadata=metadata,
+        metadata=data.job_metadata or data.metadata or {},
     )
+
+
+async def whole_job(
+    caller: Caller, asked: Question, *, streaming: bool, team_id: str, metadata: JsonObject, **facts: Any
+) -> Call:
+    """A job of its own for a call, and the call on record; if that is refused, the job is failed with the reason.
+
+    Args:
+        facts: what else is to be known of the job.
+    """
+    require_small({**metadata, **asked.metadata})  # before there is a job
+    job_id = str(uuid4())
+    command = CreateJob(**caller.signature(), job_id=job_id, team_id=team_id, metadata=metadata, **facts)
     await caller.decide(create_job, command, JOB.stream(job_id), TEAM.stream(team_id), new=JOB.stream(job_id))
     try:
         call = await calling.start(caller, job_id, asked, streaming=streaming)

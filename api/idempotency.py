@@ -35,6 +35,7 @@ log = structlog.get_logger()
 
 HEADER = "Idempotency-Key"
 REPLAYED = "Idempotent-Replayed"
+CONTENT_TYPE = "Content-Type"  # kept where an answer may be of several kinds
 MAX_KEY_LENGTH = 255
 LEASE_MARGIN_SECONDS = 60.0
 KEPT_FOR = timedelta(hours=24)
@@ -216,7 +217,7 @@ def _answered(house: House, kept: Any, asked: bytes) -> Exception:
         return Trouble("idempotency_in_flight")
     content = house.key_ring.decrypt(bytes(body), _context(claim_id)) if encrypted else bytes(body)
     headers, content = _without_headers(content) if has_headers else ({}, content)
-    media_type = content_type if status == 200 else "application/json"
+    media_type = headers.pop(CONTENT_TYPE, content_type if status == 200 else "application/json")
     return Replay(Response(content, status_code=status, media_type=media_type, headers={**headers, REPLAYED: "true"}))
 
 

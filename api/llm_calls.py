@@ -1,6 +1,5 @@
 """Calls to language models inside a job: one for the whole answer, one for the answer as it is written."""
 
-import time
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -14,6 +13,7 @@ from api import calling
 from api.answers import encode, reply
 from api.caller import Caller, limited_call
 from api.calling import Call, CallBody, Ended, Finished, Piece, Relay
+from api.idempotency import CONTENT_TYPE
 from api.jobs import uuid_of
 from api.problems import PROBLEMS, Trouble
 from api.shapes import Uuid
@@ -94,7 +94,7 @@ class LlmCallsController(Controller):
         """Call a model and pass its answer on as it is written, as server-sent events."""
         asked = calling.question(data)
         call = await calling.start(caller, uuid_of(job_id, "job"), asked, streaming=True)
-        return event_stream(call, events(call, relay(call)))
+        return event_stream(call, EventWriter(call))
 
 
 def call_answer(finished: Finished) -> LlmCallAnswer:
@@ -106,12 +106,23 @@ def call_answer(finished: Finished) -> LlmCallAnswer:
         metadata=CallFigures(
             finished.usage.total_tokens, finished.latency_ms, model_group=started.model, model=started.model
         ),
-        id=f"chatcmpl-{started.call_id}",
-        created=int(started.at.timestamp()),
-        model=started.model,
-        choices=[Choice(0, MessageAnswer("assistant", finished.content, finished.tool_calls), finished.finish_reason)],
-        usage=usage_answer(finished.usage),
+        **completion_fields(finished),
     )
+
+
+def completion_fields(finished: Finished) -> dict[str, Any]:
+    """What OpenAI's clients read."""
+    message = MessageAnswer("assistant", finished.content, finished.tool_calls)
+    return {
+        **_head(finished.call),
+        "choices": [Choice(0, message, finished.finish_reason)],
+        "usage": usage_answer(finished.usage),
+    }
+
+
+def _head(call: Call) -> dict[str, Any]:
+    started = call.started
+    return {"id": f"chatcmpl-{call.call_id}", "created": int(started.at.timestamp()), "model": started.model}
 
 
 def usage_answer(usage: Usage) -> UsageAnswer:
@@ -120,7 +131,9 @@ def usage_answer(usage: Usage) -> UsageAnswer:
 
 # -- server-sent events (contract, appendix B) ------------------------------------------------
 
+SSE = "text/event-stream"
 SSE_HEADERS = {"Cache-Control": "no-cache", "Connection": "keep-alive", "X-Accel-Buffering": "no"}
+BEGINNING = b": ok\n\n"
 DONE = b"data: [DONE]\n\n"
 KEEP_ALIVE = b": still here\n\n"
 NOTHING_SAID = Piece()
@@ -148,65 +161,64 @@ class ChunkAnswer(msgspec.Struct, kw_only=True):
     usage: UsageAnswer | msgspec.UnsetType = msgspec.UNSET
 
 
-def relay(call: Call) -> Relay:
-    """The stream of a call, and of what a repeat of its request gets."""
+class EventWriter:
+    """Writes an answer as server-sent events, each a chunk of a chat completion."""
 
-    def replayed(whole: Piece, ended: Ended) -> bytes:
-        created = int(call.started.at.timestamp())
-        said = b"" if whole == NOTHING_SAID else _event(_chunk(call, created, whole, is_first=True))
-        return b": ok\n\n" + said + _end(call, created, ended) + DONE
+    def __init__(self, call: Call) -> None:
+        self._head = _head(call)
 
-    return Relay(call, replayed, drain=call.house.settings.stream_on_disconnect == "drain")
+    def piece(self, piece: Piece, *, is_first: bool) -> bytes:
+        content = msgspec.UNSET if piece.content is None else piece.content
+        return self.chunk(delta_of(piece, is_first=is_first), content=content)
+
+    def end(self, ended: Ended) -> bytes:
+        """The last chunk of an answer that is whole."""
+        assert ended.usage is not None
+        return self.chunk(ending(ended), usage=usage_answer(ended.usage))
+
+    def chunk(self, *choices: ChunkChoice, **more: Any) -> bytes:
+        return _event(ChunkAnswer(**self._head, choices=list(choices), **more))
+
+    def last_words(self, ended: Ended) -> bytes:
+        """How every stream ends."""
+        end = self.end(ended) if ended.trouble is None else _event({"error": error_of(ended.trouble)})
+        return end + DONE
+
+    def again(self, whole: Piece, ended: Ended) -> bytes:
+        """The stream that a repeat of the request gets: all that was said, as if it had come at once."""
+        said = b"" if whole == NOTHING_SAID else self.piece(whole, is_first=True)
+        return BEGINNING + said + self.last_words(ended)
 
 
-def event_stream(call: Call, body: AsyncIterator[bytes]) -> Stream:
+def delta_of(piece: Piece, *, is_first: bool) -> ChunkChoice:
+    return ChunkChoice(0, Delta("assistant" if is_first else None, piece.content, piece.tool_calls), None)
+
+
+def ending(ended: Ended) -> ChunkChoice:
+    return ChunkChoice(0, Delta(), ended.finish_reason)
+
+
+def event_stream(call: Call, writer: EventWriter) -> Stream:
     """The answer to the client; to be made before the call can have ended."""
     headers = {**SSE_HEADERS, **call.headers}
-    call.caller.answers_with(headers)
-    return Stream(body, media_type="text/event-stream", headers=headers)
+    call.caller.answers_with({**headers, CONTENT_TYPE: SSE})
+    relay = Relay(call, writer.again, drain=call.house.settings.stream_on_disconnect == "drain")
+    return Stream(_events(relay, writer), media_type=SSE, headers=headers)
 
 
-async def events(call: Call, stream: Relay) -> AsyncIterator[bytes]:
+async def _events(relay: Relay, writer: EventWriter) -> AsyncIterator[bytes]:
     """The answer as events: first a comment, so that headers go out at once; each piece as it comes; always an end."""
-    yield b": ok\n\n"
-    created = int(time.time())
+    yield BEGINNING
     is_first = True
-    async for piece in stream.pieces():
+    async for piece in relay.pieces():
         if piece is None:
             yield KEEP_ALIVE
             continue
         if isinstance(piece, Ended):
-            yield _end(call, created, piece)
-            yield DONE
+            yield writer.last_words(piece)
             return
-        yield _event(_chunk(call, created, piece, is_first=is_first))
+        yield writer.piece(piece, is_first=is_first)
         is_first = False
-
-
-def _chunk(call: Call, created: int, piece: Piece, *, is_first: bool) -> ChunkAnswer:
-    delta = Delta("assistant" if is_first else None, piece.content, piece.tool_calls)
-    return ChunkAnswer(
-        id=f"chatcmpl-{call.call_id}",
-        created=created,
-        model=call.started.model,
-        choices=[ChunkChoice(0, delta, None)],
-        content=msgspec.UNSET if piece.content is None else piece.content,
-    )
-
-
-def _end(call: Call, created: int, ended: Ended) -> bytes:
-    if ended.trouble is not None:
-        return _event({"error": error_of(ended.trouble)})
-    assert ended.usage is not None
-    return _event(
-        ChunkAnswer(
-            id=f"chatcmpl-{call.call_id}",
-            created=created,
-            model=call.started.model,
-            choices=[ChunkChoice(0, Delta(), ended.finish_reason)],
-            usage=usage_answer(ended.usage),
-        )
-    )
 
 
 def error_of(trouble: Trouble) -> dict[str, str]:

@@ -32,6 +32,7 @@ Json = dict[str, Any]
 TAGS = {
     "Jobs": "Open jobs, look at them, end them. One job is one charge.",
     "LLM Calls": "Call language models inside a job.",
+    "OpenAI": "The same for programs that speak OpenAI's API: its address is `/v1`, its key a virtual key.",
     "Teams": "Teams, their access and their usage.",
     "Keys": "The virtual keys of a team.",
     "Organizations": "Customers, and the teams they have.",
@@ -50,8 +51,9 @@ TAGS = {
 
 DESCRIPTION = """
 Jobs group calls to language models; a job is one charge to the credits of its team. Everything lives under `/api`, and
-under `/api/v1` just the same. Send a virtual key (`Authorization: Bearer sk-...`) for the data of its team; whatever
-needs an administrator takes the master key, as Bearer or as `X-Admin-Key`, or the token of a session.
+under `/api/v1` just the same; `/v1` is for programs that speak OpenAI's API. Send a virtual key
+(`Authorization: Bearer sk-...`) for the data of its team; whatever needs an administrator takes the master key, as
+Bearer or as `X-Admin-Key`, or the token of a session.
 
 Every POST takes an `Idempotency-Key`: asked again within 24 hours, it answers as before and does nothing twice.
 """
@@ -116,6 +118,31 @@ VALIDATION_ERROR: Json = {
         "code": "validation_error",
     },
 }
+OPENAI_ERROR: Json = {
+    "type": "object",
+    "required": ["error"],
+    "properties": {
+        "error": {
+            "type": "object",
+            "required": ["message", "type", "param", "code"],
+            "properties": {
+                "message": {"type": "string"},
+                "type": {"type": "string"},
+                "param": {"type": "string", "nullable": True},
+                "code": {"type": "string", "enum": sorted(PROBLEMS)},
+            },
+        },
+    },
+    "example": {
+        "error": {
+            "message": "Insufficient credits",
+            "type": "insufficient_quota",
+            "param": None,
+            "code": "insufficient_credits",
+        }
+    },
+}
+_OPENAI = "openai-"  # before the status of what is answered under /v1
 
 
 class SpecialStrings(OpenAPISchemaPlugin):
@@ -179,8 +206,12 @@ def document(controllers: Sequence[ControllerRouterHandler], **app: Any) -> Json
                 **{names[name]: _with_example(names[name], schema) for name, schema in sorted(schemas.items())},
                 "Error": ERROR,
                 "ValidationError": VALIDATION_ERROR,
+                "OpenAIError": OPENAI_ERROR,
             },
-            "responses": {str(status): _error_response(status) for status in _statuses()},
+            "responses": {
+                **{str(status): _error_response(status) for status in _statuses()},
+                **{f"{_OPENAI}{status}": _error_response(status, "OpenAIError") for status in _statuses()},
+            },
             "securitySchemes": {
                 "bearerAuth": {
                     "type": "http",
@@ -255,6 +286,8 @@ def _operation(path: str, method: str, operation: Json, handler: HTTPRouteHandle
     if "requestBody" in operation:
         made["requestBody"] = _request_body(operation["requestBody"], handler)
     made["responses"] = _responses(path, method, {**made, "responses": operation["responses"]})
+    if handler.opt.get("may_stream"):
+        made["responses"]["200"]["content"]["text/event-stream"] = {"schema": {}}
     return made
 
 
@@ -316,7 +349,7 @@ def _responses(path: str, method: str, operation: Json) -> Json:
             streams = "text/event-stream" in answer.get("content", {})
             found[status] = _event_stream() if streams else _answer(answer, operation)
     for status in _refusals(path, method, operation):
-        found[str(status)] = {"$ref": f"#/components/responses/{status}"}
+        found[str(status)] = {"$ref": f"#/components/responses/{_OPENAI if path.startswith('/v1/') else ''}{status}"}
     return found
 
 
@@ -371,9 +404,9 @@ def _statuses() -> list[int]:
     return sorted({entry.status for entry in PROBLEMS.values()})
 
 
-def _error_response(status: int) -> Json:
+def _error_response(status: int, schema: str | None = None) -> Json:
     codes = sorted(code for code, entry in PROBLEMS.items() if entry.status == status)
-    schema = "ValidationError" if status == 422 else "Error"
+    schema = schema or ("ValidationError" if status == 422 else "Error")
     made: Json = {
         "description": f"One of: {', '.join(codes)}",
         "content": {"application/json": {"schema": {"$ref": f"#/components/schemas/{schema}"}}},

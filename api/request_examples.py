@@ -21,6 +21,7 @@ EXAMPLES: dict[str, dict[str, Any]] = {
         "model": "chat-fast",
         "messages": _MESSAGES,
     },
+    "ChatBody": {"model": "chat-fast", "messages": _MESSAGES, "stream": True},
     "CreateTeamBody": {
         "organization_id": "acme",
         "team_id": "acme-corp",

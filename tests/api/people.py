@@ -66,5 +66,6 @@ def person(server: Server, answer: httpx.Response, password: str) -> Person:
 
 
 def code(answer: httpx.Response) -> tuple[int, str]:
-    """Status and error code of a refusal."""
-    return answer.status_code, answer.json()["code"]
+    """Status and error code of a refusal; under /v1 it is in the words of OpenAI."""
+    refusal = answer.json()
+    return answer.status_code, refusal.get("error", refusal)["code"]

@@ -274,4 +274,5 @@ def _is_ours(answer: httpx.Response) -> bool:
         body = answer.json()
     except ValueError:
         return answer.text.startswith(("Invalid HTTP request", "Disallowed CORS"))
-    return {"detail", "code"} <= body.keys() and "Traceback" not in answer.text
+    said = {"detail", "code"} <= body.keys() or {"message", "code"} <= body.get("error", {}).keys()
+    return said and "Traceback" not in answer.text
