@@ -59,6 +59,27 @@ def test_a_stream_whose_job_was_cancelled_meanwhile_ends_and_says_so(
     assert again.text.endswith(f"data: {trouble}\n\ndata: [DONE]\n\n")
 
 
+def test_a_call_that_runs_while_its_team_is_suspended_is_finished_and_charged(
+    admin: httpx.Client, provider: FakeProvider, team: TestTeam
+) -> None:
+    with streaming(team, make_alias(admin, provider, "stream-50-20"), {}) as (job_id, lines):
+        assert admin.post(f"/api/teams/{team.team_id}/suspend").is_success
+        *_, end, done = lines
+    assert ("stop", "[DONE]") == (json.loads(end)["choices"][0]["finish_reason"], done)
+    job = team.client.get(f"/api/jobs/{job_id}").json()
+    assert ("completed", 1) == (job["status"], job["credits_charged"])
+
+
+def test_a_silent_stream_is_kept_alive(
+    admin: httpx.Client, provider: FakeProvider, team: TestTeam, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(calling, "KEEP_ALIVE_SECONDS", 0.02)
+    body = {**ASK, "model": make_alias(admin, provider, "stream-2-200")}
+    answer = team.client.post(f"/api/jobs/{team.job()}/llm-call-stream", json=body)
+    first, *others = [line for line in answer.text.split("\n") if line.startswith(":")]
+    assert (": ok", {": still here"}) == (first, set(others))
+
+
 def test_a_stream_whose_team_was_deleted_meanwhile_ends(
     admin: httpx.Client, provider: FakeProvider, team: TestTeam
 ) -> None:

@@ -1,4 +1,4 @@
-"""What is true of every answer: the size of a body."""
+"""What is true of every answer: how large a body may be, and which pages may read it."""
 
 import httpx
 
@@ -22,3 +22,58 @@ def test_a_body_may_be_as_large_as_the_setting_says_and_no_larger(database: str)
 
             assert asked(most) in (200, 400)  # the second time the organization already exists
             assert 413 == asked(most + 1)
+
+
+# -- pages of other origins --------------------------------------------------------------------------------------------
+
+ORIGIN = "https://app.example"
+FROM_A_PAGE = {"Origin": ORIGIN}
+EXPOSED = {
+    "x-request-id",
+    "x-total-count",
+    "x-job-id",
+    "x-call-id",
+    "idempotent-replayed",
+    "retry-after",
+    *(f"x-ratelimit-{what}-{kind}" for what in ("limit", "remaining", "reset") for kind in ("requests", "tokens")),
+}
+
+
+def test_pages_of_allowed_origins_may_ask_and_read_every_answer(database: str) -> None:
+    with running(database, cors_origins=(ORIGIN, "https://other.example")) as server, server.client() as admin:
+        wanted = {
+            "Access-Control-Request-Method": "PATCH",
+            "Access-Control-Request-Headers": "authorization, x-admin-key",
+        }
+        asked = admin.options("/api/teams/t/markup", headers={**FROM_A_PAGE, **wanted})
+        assert asked.is_success
+        assert (ORIGIN, "true") == allowed(asked)
+        assert {"authorization", "x-admin-key"} <= words(asked, "Allow-Headers")
+        assert {"get", "post", "put", "patch", "delete"} <= words(asked, "Allow-Methods")
+        for status, answer in {
+            200: admin.get("/api/jobs", headers=FROM_A_PAGE),
+            401: admin.get("/api/jobs", headers={**FROM_A_PAGE, "Authorization": "Bearer nobody"}),
+            404: admin.get("/nowhere", headers=FROM_A_PAGE),
+            405: admin.delete("/api/jobs", headers=FROM_A_PAGE),
+            422: admin.post("/api/jobs/create", json={}, headers=FROM_A_PAGE),
+        }.items():
+            assert status == answer.status_code
+            assert (ORIGIN, "true") == allowed(answer)
+            assert EXPOSED <= words(answer, "Expose-Headers")
+
+
+def test_pages_of_other_origins_may_not(database: str) -> None:
+    for origins in ((), ("https://other.example",)):
+        with running(database, cors_origins=origins) as server, server.client() as admin:
+            assert allowed(admin.get("/api/jobs", headers=FROM_A_PAGE))[0] is None
+            asked = admin.options("/api/jobs", headers={**FROM_A_PAGE, "Access-Control-Request-Method": "GET"})
+            assert allowed(asked)[0] is None
+
+
+def allowed(answer: httpx.Response) -> tuple[str | None, str | None]:
+    """The origin that may read the answer, and whether it may send credentials."""
+    return tuple(answer.headers.get(f"Access-Control-Allow-{what}") for what in ("Origin", "Credentials"))
+
+
+def words(answer: httpx.Response, header: str) -> set[str]:
+    return {word.strip().lower() for word in answer.headers[f"Access-Control-{header}"].split(",")}
