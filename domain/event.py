@@ -17,10 +17,13 @@ Unset = UnsetType
 
 
 class _Sealed(msgspec.StructMeta):
-    """Makes every event, command and state immutable and built by keyword, without each saying so."""
+    """Makes every event, command and state immutable and built by keyword, without each saying so.
+
+    What is immutable and made of values holds no cycles: Python's garbage collector need not look through it.
+    """
 
     def __new__(mcs, name: str, bases: tuple[type, ...], namespace: dict[str, Any], **config: Any) -> Any:
-        config = {**config, "frozen": True, "kw_only": True}
+        config = {**config, "frozen": True, "kw_only": True, "gc": False}
         return super().__new__(mcs, name, bases, namespace, **config)
 
 

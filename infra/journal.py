@@ -3,7 +3,7 @@
 All statements about schema `journal` stand here; the tables and the door itself are in sql/0001_journal.sql.
 """
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Iterable, Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
 from operator import itemgetter
@@ -34,8 +34,7 @@ class Versioned(NamedTuple):
 NOTHING = Versioned(0, None)
 
 
-@dataclass(frozen=True, slots=True)
-class Recorded:
+class Recorded(msgspec.Struct, frozen=True, gc=False):
     """An event as the journal has it."""
 
     position: int
@@ -171,6 +170,13 @@ from journal.events
 where notification_id > %b
 order by notification_id
 limit %b
+"""
+
+_STRETCH = """
+select notification_id, originator_id, originator_version, topic, state
+from journal.events
+where notification_id > %b and notification_id <= %b and (%b::text[] is null or topic = any (%b))
+order by notification_id
 """
 
 _HISTORY = """
@@ -340,6 +346,19 @@ async def read(connection: Connection, after: int, limit: int) -> list[Recorded]
         PoisonEvent: one of them cannot be decoded.
     """
     cursor = await connection.execute(_READ, (after, limit), binary=True)
+    return [_recorded(*row) for row in await cursor.fetchall()]
+
+
+async def stretch(
+    connection: Connection, after: int, until: int, kinds: Iterable[type[Event]] | None = None
+) -> list[Recorded]:
+    """The events behind a position up to another one, of some kinds or all; where some are missing, fewer.
+
+    Raises:
+        PoisonEvent: one of them cannot be decoded.
+    """
+    topics = None if kinds is None else [kind.__name__ for kind in kinds]
+    cursor = await connection.execute(_STRETCH, (after, until, topics, topics), binary=True)
     return [_recorded(*row) for row in await cursor.fetchall()]
 
 

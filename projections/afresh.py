@@ -21,10 +21,10 @@ from psycopg.sql import SQL, Composed, Identifier
 from infra import journal
 from infra.journal import Connection
 from projections.audit import MOST_FINDINGS, Report
-from projections.projection import Batch, Projection
+from projections.projection import Batch, Projection, wanted
 from projections.standing import project_rows, tracked
 
-BATCH_EVENTS = 2000
+BATCH_EVENTS = 5000
 MOST_SPANS = 10  # batches that are gone through event by event; the others are named by their last event
 IS_MISSING, HAS_NO_EVENT = "the row is missing", "there is a row without an event"
 
@@ -160,7 +160,7 @@ class _Afresh:
         while until - self._position >= BATCH_EVENTS:
             until = await self._until()
             while self._position < until:
-                async with self._connection.transaction():
+                async with self._connection.pipeline(), self._connection.transaction():
                     await self._project(self._step(until))
                 self._progress(self._position, until)
                 if self._position >= 2 * self._tidied:
@@ -188,8 +188,7 @@ class _Afresh:
 
     async def _project(self, until: int) -> None:
         try:
-            read = await journal.read(self._connection, self._position, until - self._position)
-            events = [event for event in read if event.position <= until]  # where some are missing, others follow
+            events = await journal.stretch(self._connection, self._position, until, wanted(self._projections))
             if events:
                 await project_rows(self._connection, self._projections, Batch(events))
                 [(transaction,)] = await _rows(self._connection, _TRANSACTION)

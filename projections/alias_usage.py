@@ -75,4 +75,6 @@ async def one(connection: Connection, model_alias: str) -> AliasUsage:
     return found or AliasUsage(model_alias)
 
 
-ALIAS_USAGE = Projection(name="alias_usage", version=1, tables=("alias_usage",), ddl=DDL, project=project)
+ALIAS_USAGE = Projection(
+    name="alias_usage", version=1, tables=("alias_usage",), ddl=DDL, project=project, wants=(AliasCreated, CallFinished)
+)

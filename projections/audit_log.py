@@ -370,5 +370,11 @@ async def page(connection: Connection, wanted: Filter, *, limit: int, offset: in
 
 
 AUDIT_LOG = Projection(
-    name="audit_log", version=1, tables=("audit_log", "audit_log_people"), ddl=DDL, project=project, asks=asks
+    name="audit_log",
+    version=1,
+    tables=("audit_log", "audit_log_people"),
+    ddl=DDL,
+    project=project,
+    asks=asks,
+    wants=tuple(ENTRIES),
 )

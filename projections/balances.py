@@ -158,4 +158,6 @@ async def of_teams(connection: Connection, team_ids: Sequence[str]) -> dict[str,
     return {balance.team_id: balance for balance in found}
 
 
-BALANCES = Projection(name="balances", version=1, tables=("balances",), ddl=DDL, project=project)
+BALANCES = Projection(
+    name="balances", version=1, tables=("balances",), ddl=DDL, project=project, wants=(AccountOpened, *MOVEMENTS)
+)

@@ -1,6 +1,6 @@
 """Calls with all that explains their price: one row a call, from its start to its end."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from decimal import Decimal
 from typing import Any
@@ -10,7 +10,7 @@ from psycopg.rows import class_row
 
 from domain.job import Attempt, CallAttemptFailed, CallFailed, CallFinished, CallStarted, EndedCall, RunningCall
 from domain.pricing import ZERO
-from infra.journal import Connection
+from infra.journal import Connection, Recorded
 from projections.projection import Batch, Projection, Statement
 from projections.reading import fetch_all
 
@@ -54,11 +54,23 @@ create index calls_running on calls (deadline) where status = 'running';
 """
 
 _INSERT = """
-insert into calls (call_id, job_id, team_id, organization_id, position, model, purpose, streaming, created_at, deadline)
-select call_id, job_id, team_id, organization_id, position, model, purpose, streaming, created_at, deadline
+insert into calls (
+    call_id, job_id, team_id, organization_id, position, status, model, purpose, streaming, created_at, ended_at,
+    deadline, attempts, latency_ms, provider, resolved_model, alias, prompt_tokens, completion_tokens, usage_estimated,
+    price_input_usd_per_million, price_output_usd_per_million, markup_percentage, input_cost_usd, output_cost_usd,
+    provider_cost_usd, client_cost_usd, finish_reason, partial, error, provider_error)
+select call_id, job_id, team_id, organization_id, position, status, model, purpose, streaming, created_at, ended_at,
+       deadline, attempts, latency_ms, provider, resolved_model, alias, prompt_tokens, completion_tokens,
+       usage_estimated, price_input_usd_per_million, price_output_usd_per_million, markup_percentage, input_cost_usd,
+       output_cost_usd, provider_cost_usd, client_cost_usd, finish_reason, partial, error, provider_error
 from json_to_recordset(%s) as row (
-    call_id uuid, job_id uuid, team_id text, organization_id text, position bigint, model text, purpose text,
-    streaming boolean, created_at timestamptz, deadline timestamptz)
+    call_id uuid, job_id uuid, team_id text, organization_id text, position bigint, status text, model text,
+    purpose text, streaming boolean, created_at timestamptz, ended_at timestamptz, deadline timestamptz, attempts jsonb,
+    latency_ms integer, provider text, resolved_model text, alias text, prompt_tokens integer,
+    completion_tokens integer, usage_estimated boolean, price_input_usd_per_million numeric,
+    price_output_usd_per_million numeric, markup_percentage numeric, input_cost_usd numeric, output_cost_usd numeric,
+    provider_cost_usd numeric, client_cost_usd numeric, finish_reason text, partial boolean, error text,
+    provider_error text)
 """
 
 _ATTEMPTS = """
@@ -162,32 +174,20 @@ class CallRecord(msgspec.Struct, kw_only=True):
         return cls(**{**facts, "status": status, "attempts": attempts})
 
 
-class CallRow(msgspec.Struct):
-    call_id: str
-    job_id: str
-    team_id: str
-    organization_id: str
-    position: int
-    model: str
-    purpose: str | None
-    streaming: bool
-    created_at: datetime
-    deadline: datetime
-
-
 class CallAttempts(msgspec.Struct):
     call_id: str
-    attempts: list[Attempt]
+    attempts: list[Attempt] = []
 
 
-class CallEnd(msgspec.Struct, kw_only=True):
+class CallEnd(msgspec.Struct):
+    """How a call ended; fields are called as in the events."""
+
     call_id: str
-    status: str
-    ended_at: datetime
-    latency_ms: int | None
-    provider: str | None
-    resolved_model: str | None
-    provider_cost_usd: Decimal
+    status: str = "running"
+    ended_at: datetime | None = None
+    latency_ms: int | None = None
+    provider: str | None = None
+    resolved_model: str | None = None
     alias: str | None = None
     prompt_tokens: int = 0
     completion_tokens: int = 0
@@ -197,6 +197,7 @@ class CallEnd(msgspec.Struct, kw_only=True):
     markup_percentage: Decimal = ZERO
     input_cost_usd: Decimal = ZERO
     output_cost_usd: Decimal = ZERO
+    provider_cost_usd: Decimal = ZERO
     client_cost_usd: Decimal = ZERO
     finish_reason: str | None = None
     partial: bool = False
@@ -204,19 +205,44 @@ class CallEnd(msgspec.Struct, kw_only=True):
     provider_error: str | None = None
 
 
+class CallRow(CallEnd, kw_only=True):
+    """A call that the batch started, and how it ended if it did."""
+
+    job_id: str
+    team_id: str
+    organization_id: str
+    position: int
+    model: str
+    purpose: str | None
+    streaming: bool
+    created_at: datetime
+    deadline: datetime
+    attempts: list[Attempt] = []
+
+
+_WHEN_FINISHED, _WHEN_FAILED = (
+    tuple(name for name in CallEnd.__struct_fields__ if name in event.__struct_fields__)
+    for event in (CallFinished, CallFailed)
+)
+
+
 def project(batch: Batch) -> Iterable[Statement]:
-    yield _INSERT, [_row(recorded.position, recorded.event) for recorded in batch.recorded(CallStarted)]
-    yield _ATTEMPTS, _attempts(batch)
-    yield _END, [*map(_finished, batch.of(CallFinished)), *map(_failed, batch.of(CallFailed))]
+    new = {row.call_id: row for row in map(_row, batch.recorded(CallStarted))}
+    attempts, ends = _attempts(batch, new), _ends(batch, new)
+    yield _INSERT, list(new.values())
+    yield _ATTEMPTS, attempts
+    yield _END, ends
 
 
-def _row(position: int, event: Any) -> CallRow:
+def _row(recorded: Recorded) -> CallRow:
+    event = recorded.event
+    assert isinstance(event, CallStarted)
     return CallRow(
         call_id=event.call_id,
         job_id=event.job_id,
         team_id=event.team_id,
         organization_id=event.organization_id,
-        position=position,
+        position=recorded.position,
         model=event.model,
         purpose=event.purpose,
         streaming=event.streaming,
@@ -225,49 +251,28 @@ def _row(position: int, event: Any) -> CallRow:
     )
 
 
-def _attempts(batch: Batch) -> list[CallAttempts]:
+# What happened to new calls goes into their rows; what happened to others is returned.
+
+
+def _attempts(batch: Batch, new: Mapping[str, CallRow]) -> list[CallAttempts]:
     by_call: dict[str, CallAttempts] = {}
     for event in batch.of(CallAttemptFailed):
-        by_call.setdefault(event.call_id, CallAttempts(event.call_id, [])).attempts.append(Attempt.of(event))
+        call = new.get(event.call_id) or by_call.setdefault(event.call_id, CallAttempts(event.call_id))
+        call.attempts.append(Attempt.of(event))
     return list(by_call.values())
 
 
-def _finished(event: CallFinished) -> CallEnd:
-    return CallEnd(
-        call_id=event.call_id,
-        status="completed",
-        ended_at=event.at,
-        latency_ms=event.latency_ms,
-        provider=event.provider,
-        resolved_model=event.resolved_model,
-        alias=event.alias,
-        prompt_tokens=event.prompt_tokens,
-        completion_tokens=event.completion_tokens,
-        usage_estimated=event.usage_estimated,
-        price_input_usd_per_million=event.price_input_usd_per_million,
-        price_output_usd_per_million=event.price_output_usd_per_million,
-        markup_percentage=event.markup_percentage,
-        input_cost_usd=event.input_cost_usd,
-        output_cost_usd=event.output_cost_usd,
-        provider_cost_usd=event.provider_cost_usd,
-        client_cost_usd=event.client_cost_usd,
-        finish_reason=event.finish_reason,
-        partial=event.partial,
-    )
-
-
-def _failed(event: CallFailed) -> CallEnd:
-    return CallEnd(
-        call_id=event.call_id,
-        status="failed",
-        ended_at=event.at,
-        latency_ms=event.latency_ms,
-        provider=event.provider,
-        resolved_model=event.resolved_model,
-        provider_cost_usd=event.provider_cost_usd,
-        error=event.error,
-        provider_error=event.provider_error,
-    )
+def _ends(batch: Batch, new: Mapping[str, CallRow]) -> list[CallEnd]:
+    ends: dict[str, CallEnd] = {}
+    for recorded in batch.recorded(CallFinished, CallFailed):
+        event = recorded.event
+        assert isinstance(event, CallFinished | CallFailed)
+        end = new.get(event.call_id) or ends.setdefault(event.call_id, CallEnd(event.call_id))
+        is_finished = isinstance(event, CallFinished)
+        end.status, end.ended_at = "completed" if is_finished else "failed", event.at
+        for name in _WHEN_FINISHED if is_finished else _WHEN_FAILED:
+            setattr(end, name, getattr(event, name))
+    return list(ends.values())
 
 
 async def of_job(connection: Connection, job_id: str) -> list[CallRecord]:
@@ -291,4 +296,11 @@ async def overdue(
     return await fetch_all(connection, OverdueCall, _OVERDUE, parameters)
 
 
-CALLS = Projection(name="calls", version=1, tables=("calls",), ddl=DDL, project=project)
+CALLS = Projection(
+    name="calls",
+    version=1,
+    tables=("calls",),
+    ddl=DDL,
+    project=project,
+    wants=(CallStarted, CallAttemptFailed, CallFinished, CallFailed),
+)

@@ -209,5 +209,5 @@ async def needing_attention(connection: Connection, *, limit: int, offset: int) 
 
 
 CREDIT_DAYS = Projection(
-    name="credit_days", version=1, tables=("credit_days", "credit_days_of_all"), ddl=DDL, project=project
+    name="credit_days", version=1, tables=("credit_days", "credit_days_of_all"), ddl=DDL, project=project, wants=MOVING
 )

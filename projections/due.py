@@ -192,4 +192,11 @@ async def with_ended_grants(connection: Connection, at: datetime, *, after: str 
     return [str(row[0]) for row in await cursor.fetchall()]
 
 
-DUE = Projection(name="due", version=1, tables=("refills", "ending_grants"), ddl=DDL, project=project)
+DUE = Projection(
+    name="due",
+    version=1,
+    tables=("refills", "ending_grants"),
+    ddl=DDL,
+    project=project,
+    wants=(AutoRefillSet, TeamDeleted, CreditsGranted, CreditsCharged, CreditsAdjusted, CreditsExpired),
+)

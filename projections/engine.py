@@ -30,7 +30,7 @@ __all__ = ["Bell", "Engine", "Health", "Progress", "prepare", "project", "tracke
 log = structlog.get_logger()
 
 LEADER_LOCK = 0x1ED6E4  # any number, the same in every process
-BATCH_EVENTS = 2000
+BATCH_EVENTS = 5000
 ELECTION_SECONDS = 1.0
 IDLE_SECONDS = 1.0
 RETRY_SECONDS = 3.0

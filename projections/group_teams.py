@@ -73,4 +73,6 @@ async def of_groups(connection: Connection, kind: Kind, names: Iterable[str]) ->
     return teams
 
 
-GROUP_TEAMS = Projection(name="group_teams", version=1, tables=("group_teams",), ddl=DDL, project=project)
+GROUP_TEAMS = Projection(
+    name="group_teams", version=1, tables=("group_teams",), ddl=DDL, project=project, wants=(GroupsUsed,)
+)

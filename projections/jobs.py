@@ -65,13 +65,22 @@ create index jobs_by_user on jobs (user_id, created_at desc, job_id desc) where 
 """
 
 _INSERT = """
-insert into jobs (job_id, team_id, organization_id, user_id, external_task_id, job_type, status, created_at, active_at,
-                  metadata)
-select job_id, team_id, organization_id, user_id, external_task_id, job_type, 'pending', created_at, created_at,
-       metadata
+insert into jobs (
+    job_id, team_id, organization_id, user_id, external_task_id, job_type, status, created_at, started_at, completed_at,
+    active_at, error_message, models_used, metadata, credit_applied, credits_charged, credits_refunded, running_calls,
+    successful_calls, failed_calls, rejected_calls, total_tokens, latency_ms, latencies, provider_cost_usd,
+    client_cost_usd)
+select job_id, team_id, organization_id, user_id, external_task_id, job_type, status, created_at, started_at,
+       completed_at, active_at, error_message, models_used, metadata, credit_applied, credits_charged, credits_refunded,
+       running_calls, successful_calls, failed_calls, rejected_calls, total_tokens, latency_ms, latencies,
+       provider_cost_usd, client_cost_usd
 from json_to_recordset(%s) as row (
-    job_id uuid, team_id text, organization_id text, user_id text, external_task_id text, job_type text,
-    created_at timestamptz, metadata jsonb)
+    job_id uuid, team_id text, organization_id text, user_id text, external_task_id text, job_type text, status text,
+    created_at timestamptz, started_at timestamptz, completed_at timestamptz, active_at timestamptz,
+    error_message text, models_used text[], metadata jsonb, credit_applied boolean, credits_charged bigint,
+    credits_refunded bigint, running_calls integer, successful_calls integer, failed_calls integer,
+    rejected_calls integer, total_tokens bigint, latency_ms bigint, latencies integer, provider_cost_usd numeric,
+    client_cost_usd numeric)
 """
 
 _UPDATE = """
@@ -201,17 +210,6 @@ class JobRecord(msgspec.Struct, kw_only=True):
         )
 
 
-class JobRow(msgspec.Struct):
-    job_id: str
-    team_id: str
-    organization_id: str
-    user_id: str | None
-    external_task_id: str | None
-    job_type: str
-    created_at: datetime
-    metadata: Mapping[str, Json]
-
-
 class JobChange(msgspec.Struct):
     """What a batch changes in one job. A refund is no activity: it leaves `active_at` alone."""
 
@@ -237,9 +235,22 @@ class JobChange(msgspec.Struct):
     client_cost_usd: Decimal = ZERO
 
 
+class JobRow(JobChange, kw_only=True):
+    """A job that the batch created, with all that the batch has changed in it since."""
+
+    team_id: str
+    organization_id: str
+    user_id: str | None
+    external_task_id: str | None
+    job_type: str
+    created_at: datetime
+
+
 def project(batch: Batch) -> Iterable[Statement]:
-    yield _INSERT, [_job_row(event) for event in batch.of(JobCreated)]
-    yield _UPDATE, _changes(batch)
+    new = {event.job_id: _job_row(event) for event in batch.of(JobCreated)}
+    changes = _changes(batch, new)
+    yield _INSERT, list(new.values())
+    yield _UPDATE, changes
 
 
 def _job_row(event: JobCreated) -> JobRow:
@@ -250,8 +261,10 @@ def _job_row(event: JobCreated) -> JobRow:
         user_id=event.user_id,
         external_task_id=event.external_task_id,
         job_type=event.job_type,
+        status="pending",
         created_at=event.at,
-        metadata=event.metadata,
+        active_at=event.at,
+        metadata=dict(event.metadata),
     )
 
 
@@ -268,12 +281,13 @@ _CHANGING = (
 )
 
 
-def _changes(batch: Batch) -> list[JobChange]:
+def _changes(batch: Batch, new: Mapping[str, JobRow]) -> list[JobChange]:
+    """What happened to the new jobs goes into their rows; what happened to others is returned."""
     changes: dict[str, JobChange] = {}
     for recorded in batch.recorded(*_CHANGING):
         event = recorded.event
         assert isinstance(event, _CHANGING)
-        change = changes.get(event.job_id)
+        change = new.get(event.job_id) or changes.get(event.job_id)
         if change is None:
             change = changes[event.job_id] = JobChange(event.job_id)
         if not isinstance(event, ChargeRefunded):
@@ -409,4 +423,4 @@ async def open_of_team(connection: Connection, team_id: str, limit: int = 1000) 
     return [str(row[0]) for row in await cursor.fetchall()]
 
 
-JOBS = Projection(name="jobs", version=2, tables=("jobs",), ddl=DDL, project=project)
+JOBS = Projection(name="jobs", version=2, tables=("jobs",), ddl=DDL, project=project, wants=(JobCreated, *_CHANGING))

@@ -158,4 +158,11 @@ async def page(connection: Connection, wanted: Mapping[str, Any]) -> tuple[list[
     return found, await count(connection, _COUNT, wanted)
 
 
-ORGANIZATIONS = Projection(name="organizations", version=1, tables=("organizations",), ddl=DDL, project=project)
+ORGANIZATIONS = Projection(
+    name="organizations",
+    version=1,
+    tables=("organizations",),
+    ddl=DDL,
+    project=project,
+    wants=(OrganizationCreated, *_CHANGING),
+)

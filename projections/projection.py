@@ -77,7 +77,8 @@ class Projection:
         tables: the tables it owns.
         ddl: makes them, with their indexes.
         project: what a batch of events changes in them, given the answers to its questions, a list each.
-        asks: what it has to know before.
+        wants: the kinds of events that it looks at; None if it looks at all of them.
+        asks: what it has to know, as it was before the batch.
         looks_up: the projections whose tables its statements read; they stand before it in each batch.
     """
 
@@ -86,6 +87,7 @@ class Projection:
     tables: tuple[str, ...]
     ddl: str
     project: Callable[..., Iterable[Statement]]
+    wants: tuple[type[Event], ...] | None = None
     asks: Callable[[Batch], Iterable[Question]] = _nothing
     looks_up: tuple[str, ...] = ()
 
@@ -98,6 +100,16 @@ class Projection:
     def indexes(self) -> list[str]:
         """Make those indexes, a statement each."""
         return _CREATE_INDEX.findall(self.ddl)
+
+
+def wanted(projections: Iterable[Projection]) -> frozenset[type[Event]] | None:
+    """The kinds of events that any of them looks at; None if that is all of them."""
+    kinds: set[type[Event]] = set()
+    for projection in projections:
+        if projection.wants is None:
+            return None
+        kinds.update(projection.wants)
+    return frozenset(kinds)
 
 
 def encode(rows: Sequence[Any]) -> str:

@@ -203,5 +203,10 @@ async def is_known(connection: Connection, provider: str, credential_name: str) 
 
 
 PROVIDER_CREDENTIALS = Projection(
-    name="provider_credentials", version=1, tables=("provider_credentials",), ddl=DDL, project=project
+    name="provider_credentials",
+    version=1,
+    tables=("provider_credentials",),
+    ddl=DDL,
+    project=project,
+    wants=(CredentialCreated, CredentialChanged, CredentialActivated, CredentialDeactivated, CredentialDeleted),
 )

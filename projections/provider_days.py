@@ -210,5 +210,10 @@ async def recorded(
 
 
 PROVIDER_DAYS = Projection(
-    name="provider_days", version=1, tables=("provider_days", "booked_differences"), ddl=DDL, project=project
+    name="provider_days",
+    version=1,
+    tables=("provider_days", "booked_differences"),
+    ddl=DDL,
+    project=project,
+    wants=(CallFinished, CallFailed, BillDifferenceBooked),
 )

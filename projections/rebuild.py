@@ -17,7 +17,7 @@ from psycopg.sql import SQL, Composed, Identifier
 
 from infra import journal
 from infra.journal import Connection
-from projections.projection import Batch, Projection
+from projections.projection import Batch, Projection, wanted
 from projections.standing import define, in_place, lock_position, project_rows, tracked
 
 log = structlog.get_logger()
@@ -39,8 +39,7 @@ _LEFT_OVER = "select tablename from pg_tables where schemaname = 'readmodel_shad
 
 # The sum of the rows' hashes does not depend on their order; it is the same in both only if the rows are.
 _FINGERPRINT = SQL("""
-select count(*), coalesce(sum(hashtextextended(each::text, 1)::numeric), 0),
-       coalesce(sum(hashtextextended(each::text, 2)::numeric), 0)
+select count(*), coalesce(sum(hash_record_extended(each, 1)), 0), coalesce(sum(hash_record_extended(each, 2)), 0)
 from {table} as each
 """)
 _DIFFERING = SQL("""
@@ -138,7 +137,7 @@ class _Building:
         """Comes near to where the live tables are, however far these move meanwhile."""
         while (until := await tracked(self._connection)) - self.position > NEARLY:
             while self.position < until:
-                async with self._connection.transaction():
+                async with self._connection.pipeline(), self._connection.transaction():
                     # Nobody sees these tables yet, and after a crash they are begun again.
                     await self._connection.execute("set local synchronous_commit = off")
                     reached = await self._project(self.position, min(self.position + BATCH_EVENTS, until))
@@ -147,8 +146,9 @@ class _Building:
 
     async def _project(self, after: int, until: int) -> int:
         if after < until:
-            events = await journal.read(self._connection, after, until - after)
-            await project_rows(self._connection, self._projections, Batch(events))
+            events = await journal.stretch(self._connection, after, until, wanted(self._projections))
+            if events:
+                await project_rows(self._connection, self._projections, Batch(events))
         return until
 
     async def compare(self) -> tuple[int, int | None]:

@@ -12,8 +12,10 @@ from typing import Any
 import msgspec
 import structlog
 from psycopg import AsyncCursor
+from psycopg.abc import PQGen
 from psycopg.rows import dict_row
 from psycopg.sql import SQL, Identifier
+from psycopg.waiting import Wait
 
 from infra.journal import Connection
 from projections.projection import Batch, Projection, Question, encode
@@ -151,22 +153,39 @@ async def _leave_behind(connection: Connection, versions: Mapping[str, int], pro
 
 async def project_rows(connection: Connection, projections: Sequence[Projection], batch: Batch) -> None:
     """What the projections change, in the tables that the search path finds first."""
-    for projection in projections:
-        answers = await _answers(connection, projection.asks(batch))
-        for statement, rows in projection.project(batch, *answers):
+    # Everything is asked before anything is written, since in a pipeline every answer is waited for; what comes then
+    # PostgreSQL does while the next rows are made.
+    asked = [await _ask(connection, projection.asks(batch)) for projection in projections]
+    answers = [await _answers(questions) for questions in asked]
+    for projection, known in zip(projections, answers, strict=True):
+        for statement, rows in projection.project(batch, *known):
             if rows:
                 await connection.execute(statement.encode(), (encode(rows),))
+                await connection.wait(_flush(connection))
 
 
-async def _answers(connection: Connection, questions: Iterable[Question]) -> list[list[Any]]:
-    """Asks everything before it waits for anything; about nothing, nothing is asked."""
-    asked: list[tuple[type[Any], AsyncCursor[Any] | None]] = []
+def _flush(connection: Connection) -> PQGen[None]:
+    """Sends all of it: what is larger than a socket's buffer, a pipeline keeps until its next statement."""
+    while connection.pgconn.flush():
+        yield Wait.W
+
+
+Asked = list[tuple[type[Any], AsyncCursor[Any] | None]]
+
+
+async def _ask(connection: Connection, questions: Iterable[Question]) -> Asked:
+    """About nothing, nothing is asked."""
+    asked: Asked = []
     for question in questions:
         cursor = connection.cursor(row_factory=dict_row) if question.rows else None
         if cursor is not None:
             await cursor.execute(question.select.encode(), (encode(question.rows),))
         asked.append((question.kind, cursor))
-    # Converted, since what is kept as JSON in a column is to be a record, too.
+    return asked
+
+
+async def _answers(asked: Asked) -> list[list[Any]]:
+    """Converted, since what is kept as JSON in a column is to be a record, too."""
     return [
         [] if cursor is None else [msgspec.convert(row, kind) for row in await cursor.fetchall()]
         for kind, cursor in asked

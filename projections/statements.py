@@ -260,4 +260,6 @@ async def usage_by_model(connection: Connection, team_id: str, after: int, until
     return await fetch_all(connection, ModelUsage, _BY_MODEL.format(range=_RANGE), wanted)
 
 
-STATEMENTS = Projection(name="statements", version=1, tables=("statements",), ddl=DDL, project=project)
+STATEMENTS = Projection(
+    name="statements", version=1, tables=("statements",), ddl=DDL, project=project, wants=(StatementClosed,)
+)

@@ -322,4 +322,6 @@ async def orphans(connection: Connection, *, team_id: str | None = None, limit: 
     return [(str(job_id), str(team_id)) for job_id, team_id in await cursor.fetchall()]
 
 
-TEAMS = Projection(name="teams", version=2, tables=("teams",), ddl=DDL, project=project)
+TEAMS = Projection(
+    name="teams", version=2, tables=("teams",), ddl=DDL, project=project, wants=(TeamCreated, *_CHANGING)
+)

@@ -314,5 +314,10 @@ async def balance_at(connection: Connection, team_id: str, until: datetime | int
 
 
 TRANSACTIONS = Projection(
-    name="transactions", version=1, tables=("transactions", "transaction_counts"), ddl=DDL, project=project
+    name="transactions",
+    version=1,
+    tables=("transactions", "transaction_counts"),
+    ddl=DDL,
+    project=project,
+    wants=MOVEMENTS,
 )

@@ -520,5 +520,6 @@ USAGE = Projection(
     tables=("usage_by_day", "usage_by_model", "usage_by_month", "usage_of_house", "usage_by_team"),
     ddl=DDL,
     project=project,
+    wants=_COUNTED,
     looks_up=("jobs", "calls"),
 )

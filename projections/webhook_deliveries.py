@@ -199,8 +199,9 @@ def asks(batch: Batch) -> Iterable[Question]:
     """Who listens in the teams of the batch, what these teams had, and since when the jobs that start are there."""
     yield Question(_LISTENING, _teams(batch, *_WATCHED), Webhook)
     yield Question(_WATCHES, _teams(batch, *_CREDIT_EVENTS), TeamWatch)
-    starts = [AboutJob(call.job_id) for call in batch.of(CallStarted) if call.terms is not None]
-    yield Question(_BEGINNINGS, starts, Beginning)
+    begun = {event.job_id for event in batch.of(JobCreated)}
+    starts = {call.job_id for call in batch.of(CallStarted) if call.terms is not None} - begun
+    yield Question(_BEGINNINGS, [AboutJob(job_id) for job_id in starts], Beginning)
 
 
 def _teams(batch: Batch, *kinds: type[Event]) -> list[AboutTeam]:
@@ -216,7 +217,8 @@ def project(
     *,
     thresholds: Sequence[int],
 ) -> Iterable[Statement]:
-    told = _Told(webhooks, watches, beginnings, thresholds)
+    known = {job.job_id: job.created_at for job in beginnings}
+    told = _Told(webhooks, watches, known | {job.job_id: job.at for job in batch.of(JobCreated)}, thresholds)
     for recorded in batch.recorded(*_WATCHED):
         told.about(recorded)
     yield _DELIVER, told.deliveries
@@ -237,14 +239,14 @@ class _Told:
         self,
         webhooks: Sequence[Webhook],
         watches: Sequence[TeamWatch],
-        beginnings: Sequence[Beginning],
+        beginnings: Mapping[str, datetime],
         thresholds: Sequence[int],
     ) -> None:
         self.listening: dict[str, dict[str, Webhook]] = defaultdict(dict)
         for webhook in webhooks:
             self.listening[webhook.team_id][webhook.webhook_id] = webhook
         self.watches = {watch.team_id: watch for watch in watches}
-        self.beginnings = {job.job_id: job.created_at for job in beginnings}
+        self.beginnings = beginnings
         self.thresholds = thresholds
         self.changed: dict[str, Webhook] = {}
         self.deliveries: list[DeliveryRow] = []
@@ -414,6 +416,7 @@ WEBHOOKS = Projection(
     tables=("webhooks", "credit_watches"),
     ddl=DDL,
     project=_project_tables,
+    wants=_WATCHED,
     asks=asks,
     looks_up=("jobs",),
 )
