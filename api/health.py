@@ -101,7 +101,7 @@ class MetricsController(Controller):
     @get("/metrics", media_type="text/plain", before_request=from_here_or_admin)
     async def metrics(self) -> Response[bytes]:
         """What Prometheus collects."""
-        return Response(metrics.render(), media_type=metrics.CONTENT_TYPE)
+        return Response(metrics.render(), headers={"Content-Type": metrics.CONTENT_TYPE})
 
 
 async def _lag_seconds(house: House) -> float | None:

@@ -164,6 +164,23 @@ def _said_of(field: FieldDefinition) -> Json:
     return next((extra for extra in found if extra), {})
 
 
+class NumbersFromZero(OpenAPISchemaPlugin):
+    """Numbers of bodies that begin at 0, a bound that Litestar takes for none."""
+
+    def is_plugin_supported_field(self, field_definition: FieldDefinition) -> bool:
+        return _from_zero(field_definition) is not None
+
+    def to_openapi_schema(self, field_definition: FieldDefinition, schema_creator: SchemaCreator) -> Schema:
+        bounds = _from_zero(field_definition)
+        assert bounds is not None
+        kind = OpenAPIType.INTEGER if field_definition.annotation is int else OpenAPIType.NUMBER
+        return Schema(type=kind, minimum=0, maximum=bounds.le)
+
+
+def _from_zero(field: FieldDefinition) -> msgspec.Meta | None:
+    return next((each for each in field.metadata if isinstance(each, msgspec.Meta) and each.ge == 0), None)
+
+
 class DecimalsAreNumbers(OpenAPISchemaPlugin):
     """Money is a JSON number here, digit for digit."""
 
@@ -182,7 +199,7 @@ def document(controllers: Sequence[ControllerRouterHandler], **app: Any) -> Json
         openapi_config=OpenAPIConfig(
             title="SaaS LiteLLM API", version=VERSION, use_handler_docstrings=True, create_examples=False
         ),
-        plugins=[DecimalsAreNumbers(), SpecialStrings()],
+        plugins=[DecimalsAreNumbers(), NumbersFromZero(), SpecialStrings()],
         **app,
     )
     described = served.openapi_schema.to_schema()

@@ -30,7 +30,7 @@ def test_a_server_that_can_work_is_ready(server: Server, path: str) -> None:
 
 def test_figures_are_open_from_this_machine(server: Server) -> None:
     answer = anybody(server).get("/metrics")
-    assert answer.headers["content-type"].startswith("text/plain")
+    assert "text/plain; version=0.0.4; charset=utf-8" == answer.headers["content-type"]
     assert "# TYPE" in answer.text
 
 

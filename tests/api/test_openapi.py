@@ -151,6 +151,15 @@ def test_ids_and_times_keep_their_format(document: Json) -> None:
     assert job["completed_at"] == {"type": "string", "format": "date-time", "nullable": True}
 
 
+def test_bounds_are_told_also_where_they_are_zero(document: Json) -> None:
+    schemas = document["components"]["schemas"]
+    credits = schemas["CreateTeamBody"]["properties"]["credits_allocated"]
+    assert ("integer", 0, 10**12) == (credits["type"], credits["minimum"], credits["maximum"])
+    for field, most in (("temperature", 2), ("top_p", 1)):
+        chosen = schemas["CallBody"]["properties"][field]
+        assert ("number", 0, most) == (chosen["type"], chosen["minimum"], chosen["maximum"])
+
+
 def test_nothing_of_3_1_is_left(document: Json) -> None:
     def walk(node: Any) -> None:
         if isinstance(node, dict):
