@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Any
 from uuid import uuid4
@@ -9,9 +10,11 @@ from uuid import uuid4
 import httpx
 import pytest
 
-from api import calling
+from api import calling, jobs
 from tests.api.conftest import TestTeam, make_alias
+from tests.api.people import code
 from tests.provider import FakeProvider
+from tests.waiting import until
 
 ASK: dict[str, Any] = {"messages": [{"role": "user", "content": "Hello"}]}
 
@@ -141,3 +144,53 @@ def test_a_job_id_may_be_written_in_capitals_and_in_no_other_way(
         for other in (job_id.replace("-", ""), f"{{{job_id}}}", f"urn:uuid:{job_id}"):
             assert 404 == client.post(f"/api/jobs/{other}/llm-call", json=body).status_code
             assert 404 == client.get(f"/api/jobs/{other}").status_code
+
+
+# -- ending a job whose call is still running --------------------------------------------------------------------------
+
+
+@contextmanager
+def calling_slowly(admin: httpx.Client, provider: FakeProvider, team: TestTeam, model: str) -> Iterator[str]:
+    """A job whose call is running."""
+    job_id, body = team.job(), {**ASK, "model": make_alias(admin, provider, model)}
+    with ThreadPoolExecutor(1) as thread:
+        answer = thread.submit(team.client.post, f"/api/jobs/{job_id}/llm-call", json=body)
+        until(lambda: team.client.get(f"/api/jobs/{job_id}").json()["calls"])
+        yield job_id
+        assert 200 == answer.result().status_code
+
+
+def test_completing_waits_for_a_call_that_is_about_to_end(
+    admin: httpx.Client, provider: FakeProvider, team: TestTeam
+) -> None:
+    with calling_slowly(admin, provider, team, "slow-500") as job_id:
+        ended = team.client.post(f"/api/jobs/{job_id}/complete", json={"status": "completed"}).json()
+        assert ("completed", 1, "completed") == (ended["status"], ended["total_calls"], ended["calls"][0]["status"])
+
+
+def test_completing_does_not_wait_for_ever_and_may_be_repeated_with_its_key(
+    admin: httpx.Client, provider: FakeProvider, team: TestTeam, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(jobs, "CALLS_GRACE_SECONDS", 0.1)
+    headers, done = key(), {"status": "completed"}
+    with calling_slowly(admin, provider, team, "slow-2000") as job_id:
+        refused = team.client.post(f"/api/jobs/{job_id}/complete", json=done, headers=headers)
+        assert (400, "calls_in_progress") == code(refused)
+        assert 1 == refused.json()["running_calls"]
+    again = team.client.post(f"/api/jobs/{job_id}/complete", json=done, headers=headers)
+    assert (200, "completed", 1) == (
+        again.status_code,
+        again.json()["status"],
+        again.json()["costs"]["credits_charged"],
+    )
+    assert "Idempotent-Replayed" not in again.headers
+
+
+def test_failing_waits_for_nothing_and_what_comes_later_is_recorded(
+    admin: httpx.Client, provider: FakeProvider, team: TestTeam
+) -> None:
+    with calling_slowly(admin, provider, team, "slow-1000") as job_id:
+        failed = team.client.post(f"/api/jobs/{job_id}/complete", json={"status": "failed"}).json()
+        assert ("failed", "running") == (failed["status"], failed["calls"][0]["status"])
+    job = team.client.get(f"/api/jobs/{job_id}").json()
+    assert ("failed", "completed", 0) == (job["status"], job["calls"][0]["status"], job["credits_charged"])
