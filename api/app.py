@@ -69,7 +69,7 @@ from projections.balances import BALANCES
 from projections.calls import CALLS
 from projections.credit_days import CREDIT_DAYS
 from projections.due import DUE
-from projections.engine import Engine, Progress, tracked
+from projections.engine import Engine, Progress, Stand, stand
 from projections.group_teams import GROUP_TEAMS
 from projections.jobs import JOBS
 from projections.keys import KEYS
@@ -221,12 +221,14 @@ async def open_house(settings: Settings, dsn: str, *, works: bool = True) -> Asy
     connect = partial(postgres.connect, dsn)
     pool = await postgres.open_pool(dsn, size=settings.database_pool_size)
 
-    async def ask() -> int:
+    projections = read_models(settings)
+
+    async def ask() -> Stand:
         async with pool.connection() as connection:
-            return await tracked(connection)
+            return await stand(connection, projections)
 
     progress = Progress(ask)
-    engine = Engine(connect, read_models(settings), progress, projected=lambda position: sender.wake(position))
+    engine = Engine(connect, projections, progress, projected=lambda position: sender.wake(position))
     ledger = Ledger(
         connect,
         queue_size=settings.ledger_queue_size,

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from api.house import House
 
 STANDSTILL_SECONDS = 10.0
+BUILDING_SECONDS = 0.1  # between two looks at read models that are being built anew
 
 
 def statement(
@@ -66,7 +67,9 @@ async def catch_up(house: "House") -> None:
     head, before = (await house.ledger.read()).position, None
     with progress_bar("read models") as progress:
         while behind := await house.progress.reach(head, timeout_s=STANDSTILL_SECONDS):
-            if behind == before:
+            if house.engine.health.building:
+                await asyncio.sleep(BUILDING_SECONDS)
+            elif behind == before:
                 raise DatabaseUnusable(f"the read models stand still, {behind} events behind; a server's log says why")
             progress(head - behind, head)
             before = behind

@@ -22,7 +22,7 @@ from infra import journal, postgres
 from infra.journal import Connection
 from infra.verify import verify
 from projections import balances, jobs
-from projections.engine import BATCH_EVENTS, Engine, Progress, tracked
+from projections.engine import BATCH_EVENTS, Engine, Progress, stand
 from projections.rebuild import rebuild_all
 from projections.webhook_deliveries import webhook_deliveries
 
@@ -36,7 +36,7 @@ Row = tuple[str, str]
 async def catch_up(dsn: str, events: int) -> float:
     """Events per second of the engine, as it runs in the server, from the first one to the last."""
     async with await postgres.connect(dsn) as asking:
-        progress = Progress(partial(tracked, asking))
+        progress = Progress(partial(stand, asking, READ_MODELS))
         engine = Engine(partial(postgres.connect, dsn), READ_MODELS, progress)
         started = time.perf_counter()
         await engine.start()

@@ -16,16 +16,16 @@ from dataclasses import dataclass
 
 import psycopg
 import structlog
-from psycopg.sql import SQL, Identifier
+from psycopg.sql import SQL, Identifier, Literal
 
 from infra import journal, metrics
 from infra.background import cancelled
 from infra.journal import Connection, Recorded
 from projections.projection import Batch, Projection
 from projections.rebuild import AlreadyRebuilding, rebuild_all
-from projections.standing import OutOfStep, project, set_up, tracked
+from projections.standing import OutOfStep, Stand, project, set_up, stand, tracked
 
-__all__ = ["Bell", "Engine", "Health", "Progress", "prepare", "project", "tracked"]
+__all__ = ["Bell", "Engine", "Health", "Progress", "Stand", "prepare", "project", "stand", "tracked"]
 
 log = structlog.get_logger()
 
@@ -38,6 +38,7 @@ FOLLOW_SECONDS = 0.003
 RING_SECONDS = 0.003
 PACE_SECONDS = 0.04  # between two batches that nobody waits for; larger batches cost less an event
 CHANNEL = "journal"
+HURRY = "hurry"  # the notice of who waits; of new events alone there is none
 AWAY = (psycopg.OperationalError, psycopg.InterfaceError, OSError)
 
 
@@ -47,8 +48,10 @@ class Progress:
     In the process of the leader this is told by the engine; elsewhere it is asked for while somebody waits.
     """
 
-    def __init__(self, ask: Callable[[], Awaitable[int]]) -> None:
+    def __init__(self, ask: Callable[[], Awaitable[Stand]]) -> None:
         self.position = -1  # not even the tables are there for certain
+        self.hurry: Callable[[], None] = lambda: None  # tells the leader, wherever it is, that somebody waits
+        self._left_behind: int | None = None
         self._ask = ask
         self._waiting: list[tuple[int, asyncio.Future[None]]] = []
         self._follower: asyncio.Task[None] | None = None
@@ -60,9 +63,10 @@ class Progress:
         self._is_told = leading
         self._look()
 
-    def moved(self, position: int) -> None:
+    def moved(self, stand: Stand) -> None:
         """Wakes those whose position has been reached."""
-        self.position = max(self.position, position)
+        self.position = max(self.position, stand.position)
+        self._left_behind = stand.left_behind
         waiting, self._waiting = self._waiting, []
         for wanted, reached in waiting:
             if wanted > self.position:
@@ -71,26 +75,34 @@ class Progress:
                 reached.set_result(None)
 
     async def reach(self, position: int, timeout_s: float = 2.0) -> int:
-        """Waits until the read models have passed a position.
+        """Waits until the read models have passed a position; for one that is being built anew nobody waits.
 
         Returns:
-            How many events they are still behind it when the time is up; 0 if they have passed it.
+            How many events the last of them is still behind it when the time is up; 0 if all have passed it.
         """
-        if self.position >= position:
-            return 0
-        reached: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._waiting.append((position, reached))
+        if self._left_behind is not None:
+            await self._inquire()  # it may be in place by now, without any new event
+        if self.position < position:
+            reached: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+            self._waiting.append((position, reached))
+            self._wanted.set()
+            self._look()
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(timeout_s):
+                    await reached
+        return max(0, position - Stand(self.position, self._left_behind).shown)
+
+    def attend(self) -> None:
+        """To be said before events are read: whoever has waited until now is about to be served."""
+        self._wanted.clear()
+
+    def want(self) -> None:
+        """Somebody waits for the read models, in whatever process."""
         self._wanted.set()
-        self._look()
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(timeout_s):
-                await reached
-        return max(0, position - self.position)
 
     async def wanted(self, timeout_s: float) -> None:
-        """Returns as soon as somebody here waits for the read models, or when the time is up."""
+        """Returns as soon as somebody waits for the read models, or when the time is up."""
         if not self._waiting:
-            self._wanted.clear()
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(timeout_s):
                     await self._wanted.wait()
@@ -100,16 +112,25 @@ class Progress:
             self._follower = asyncio.create_task(self._follow(), name="progress")
 
     async def _follow(self) -> None:
+        """Asks until nobody waits any more; the leader is told once for each position that is newly waited for."""
+        hurried = -1
         while self._waiting and not self._is_told:
-            try:
-                self.moved(await self._ask())
-            except psycopg.errors.UndefinedTable:
-                await asyncio.sleep(PACE_SECONDS)  # a new database: whoever leads is making the tables
-            except (psycopg.Error, OSError) as problem:
-                log.warning("progress.unknown", reason=type(problem).__name__)
-                await asyncio.sleep(RETRY_SECONDS)
+            await self._inquire()
+            farthest = max((position for position, _ in self._waiting), default=hurried)
+            if farthest > hurried:
+                self.hurry()
+                hurried = farthest
             await asyncio.sleep(FOLLOW_SECONDS)
             self._waiting = [(wanted, reached) for wanted, reached in self._waiting if not reached.done()]
+
+    async def _inquire(self) -> None:
+        try:
+            self.moved(await self._ask())
+        except psycopg.errors.UndefinedTable:
+            await asyncio.sleep(PACE_SECONDS)  # a new database: whoever leads is making the tables
+        except (psycopg.Error, OSError) as problem:
+            log.warning("progress.unknown", reason=type(problem).__name__)
+            await asyncio.sleep(RETRY_SECONDS)
 
 
 @dataclass(slots=True)
@@ -127,7 +148,9 @@ class Health:
 
 
 class Bell:
-    """Tells the leader in another process that there are events. Rings of one moment become one notification.
+    """Tells the leader in another process that there are events, or that somebody waits for them to be shown.
+
+    Rings of one moment become one notification. Events alone may wait for others to come; who waits may not.
 
     It is rung beside the append, never in it: a notification takes a lock of the whole database until its commit.
     """
@@ -135,9 +158,16 @@ class Bell:
     def __init__(self, connect: Callable[[], Awaitable[Connection]]) -> None:
         self._connect = connect
         self._rung = asyncio.Event()
+        self._hurries = False
         self._task: asyncio.Task[None] | None = None
 
+    def hurry(self) -> None:
+        """Somebody waits."""
+        self._hurries = True
+        self.ring()
+
     def ring(self) -> None:
+        """There are events."""
         self._rung.set()
         if self._task is None or self._task.done():
             self._task = asyncio.create_task(self._notify(), name="bell")
@@ -148,7 +178,8 @@ class Bell:
                 while True:
                     await self._rung.wait()
                     self._rung.clear()
-                    await connection.execute(SQL("notify {}").format(Identifier(CHANNEL)))
+                    notice, self._hurries = HURRY if self._hurries else "", False
+                    await connection.execute(SQL("notify {}, {}").format(Identifier(CHANNEL), Literal(notice)))
                     await asyncio.sleep(RING_SECONDS)
         except AWAY as problem:
             # The leader looks by itself every second.
@@ -181,6 +212,7 @@ class Engine:
         self._projected = projected
         self._news = asyncio.Event()
         self._bell = Bell(connect)
+        progress.hurry = self._bell.hurry
         self._task: asyncio.Task[None] | None = None
         self.health = Health()
 
@@ -258,8 +290,10 @@ class Engine:
                 async with await self._connect() as connection:
                     await connection.execute(SQL("listen {}").format(Identifier(CHANNEL)))
                     self._news.set()  # whatever was rung before
-                    async for _ in connection.notifies():
+                    async for heard in connection.notifies():
                         self._news.set()
+                        if heard.payload == HURRY:
+                            self._progress.want()
             except AWAY as problem:
                 log.warning("projections.deaf", reason=type(problem).__name__)
             await asyncio.sleep(ELECTION_SECONDS)
@@ -282,18 +316,18 @@ class Engine:
                 await asyncio.sleep(RETRY_SECONDS)
 
     async def _project_on(self, connection: Connection) -> None:
-        position = await tracked(connection)
-        self._progress.moved(position)
+        position, _ = standing = await stand(connection, self._projections)
+        self._progress.moved(standing)
         self.health.leading = True
         self._progress.leads(True)
         log.info("projections.leading", position=position)
         while True:
             self._news.clear()
+            self._progress.attend()
             events = await self._read(connection, position, BATCH_EVENTS)
             if events:
                 self.health.behind_since = self.health.behind_since or time.monotonic()
                 position = events[-1].position
-                self._progress.moved(position)
                 self._projected(position)
             if not self.health.building:
                 self._goes_on()
@@ -314,7 +348,7 @@ class Engine:
         try:
             events = await journal.read(connection, position, limit)
             if events:
-                await project(connection, self._projections, Batch(events))
+                self._progress.moved(await project(connection, self._projections, Batch(events)))
         except OutOfStep:
             raise
         except Exception:

@@ -7,7 +7,7 @@ they move again.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple, cast
 
 import msgspec
 import structlog
@@ -31,22 +31,47 @@ create table if not exists readmodel.tracking (
     position bigint not null
 );
 insert into readmodel.tracking (position) values (0) on conflict do nothing;
-create table if not exists readmodel.definitions (projection text primary key, version integer not null);
+create table if not exists readmodel.definitions (
+    projection text primary key,
+    version integer not null,
+    position bigint -- where its tables stand, if they were left behind
+);
 grant usage on schema readmodel to saas_ledger_auditor;
 alter default privileges in schema readmodel grant select on tables to saas_ledger_auditor;
 """
 
 _DEFINE = """
 insert into readmodel.definitions (projection, version) values (%s, %s)
-on conflict (projection) do update set version = excluded.version
+on conflict (projection) do update set version = excluded.version, position = null
+"""
+
+# What has never been there stands before the first event; what was left behind already has not moved since.
+_LEAVE_BEHIND = """
+insert into readmodel.definitions (projection, version, position) values (%s, 0, 0)
+on conflict (projection) do update set version = 0, position = coalesce(definitions.position, %s)
 """
 
 # Rows and position go to the disk together, be it a moment later: what a crash takes back is projected again from the
 # journal. So nobody who appends has to wait for one more flush.
 _WORK = "select set_config('search_path', 'readmodel', true), set_config('synchronous_commit', 'off', true)"
-_VERSIONS = "select projection, version from readmodel.definitions"
+_DEFINITIONS = "select projection, version, position from readmodel.definitions"
 _TRACKED = "select position from readmodel.tracking"
+_STAND = """
+select position, (select min(position) from readmodel.definitions where projection = any (%s)) from readmodel.tracking
+"""
 _LOCK = "select position from readmodel.tracking for update"
+
+
+class Stand(NamedTuple):
+    """Where the read models stand, and from where on those that were left behind know nothing, if there are any."""
+
+    position: int
+    left_behind: int | None = None
+
+    @property
+    def shown(self) -> int:
+        """The position that all of them have reached."""
+        return self.position if self.left_behind is None else min(self.position, self.left_behind)
 
 
 class OutOfStep(Exception):
@@ -67,7 +92,7 @@ async def set_up(connection: Connection, projections: Sequence[Projection]) -> l
         ready = {projection.name for projection in await in_place(connection, projections)}
         behind = [projection for projection in projections if projection.name not in ready]
         for projection in behind:
-            await define(connection, projection, LEFT_BEHIND)
+            await connection.execute(_LEAVE_BEHIND, (projection.name, position))
         if position > 0:
             return behind
         await connection.execute("set local search_path = readmodel")
@@ -82,6 +107,12 @@ async def set_up(connection: Connection, projections: Sequence[Projection]) -> l
 async def tracked(connection: Connection) -> int:
     """The position at which all read models stand."""
     return _number(await (await connection.execute(_TRACKED)).fetchone())
+
+
+async def stand(connection: Connection, projections: Iterable[Projection]) -> Stand:
+    """The same, and what has become of these projections."""
+    cursor = await connection.execute(_STAND, ([projection.name for projection in projections],))
+    return Stand(*cast("tuple[int, int | None]", await cursor.fetchone()))
 
 
 async def lock_position(connection: Connection) -> int:
@@ -102,26 +133,33 @@ async def define(connection: Connection, projection: Projection, version: int) -
 
 async def in_place(connection: Connection, projections: Sequence[Projection]) -> list[Projection]:
     """Those of the projections whose tables are of their version and stand at the position."""
-    return _in_place(_versions(await (await connection.execute(_VERSIONS)).fetchall()), projections)
+    return _in_place(_definitions(await (await connection.execute(_DEFINITIONS)).fetchall()), projections)
 
 
-def _versions(rows: Sequence[Any]) -> dict[str, int]:
-    return {name: version for name, version in rows}  # noqa: C416 (rows are tuples of any length to mypy)
+class _Definition(NamedTuple):
+    version: int
+    position: int | None
 
 
-def _in_place(versions: Mapping[str, int], projections: Sequence[Projection]) -> list[Projection]:
+def _definitions(rows: Iterable[Any]) -> dict[str, _Definition]:
+    return {name: _Definition(version, position) for name, version, position in rows}
+
+
+def _in_place(definitions: Mapping[str, _Definition], projections: Sequence[Projection]) -> list[Projection]:
     """Who looks things up in tables that are behind would find too little there, so it is behind itself."""
     behind: set[str] = set()
     found = []
     for projection in projections:
-        if versions.get(projection.name) == projection.version and behind.isdisjoint(projection.looks_up):
+        definition = definitions.get(projection.name)
+        is_current = definition is not None and definition.version == projection.version
+        if is_current and behind.isdisjoint(projection.looks_up):
             found.append(projection)
         else:
             behind.add(projection.name)
     return found
 
 
-async def project(connection: Connection, projections: Sequence[Projection], batch: Batch) -> None:
+async def project(connection: Connection, projections: Sequence[Projection], batch: Batch) -> Stand:
     """Rows and position, together or not at all.
 
     Raises:
@@ -129,26 +167,30 @@ async def project(connection: Connection, projections: Sequence[Projection], bat
     """
     async with connection.pipeline(), connection.transaction():
         locked = await connection.execute(_LOCK)
-        defined = await connection.execute(_VERSIONS)  # beside the lock: one round trip
+        defined = await connection.execute(_DEFINITIONS)  # beside the lock: one round trip
         position = _number(await locked.fetchone())
         if position != batch.events[0].position - 1:
             raise OutOfStep(f"the read models stand at {position}, the next event is {batch.events[0].position}")
-        versions = _versions(await defined.fetchall())
-        found = _in_place(versions, projections)
-        await _leave_behind(connection, versions, found)
+        definitions = _definitions(await defined.fetchall())
+        found = _in_place(definitions, projections)
+        await _leave_behind(connection, definitions, found, position)
         await connection.execute(_WORK)
         await project_rows(connection, found, batch)
-        await connection.execute("update tracking set position = %s", (batch.events[-1].position,))
+        reached = batch.events[-1].position
+        await connection.execute("update tracking set position = %s", (reached,))
+    behind = {projection.name for projection in projections} - {projection.name for projection in found}
+    stopped = [definition.position for name, definition in definitions.items() if name in behind]
+    return Stand(reached, min((position if each is None else each for each in stopped), default=None))
 
 
-async def _leave_behind(connection: Connection, versions: Mapping[str, int], projections: Sequence[Projection]) -> None:
+async def _leave_behind(
+    connection: Connection, definitions: Mapping[str, _Definition], projections: Sequence[Projection], position: int
+) -> None:
     moving = {projection.name for projection in projections}
-    for name, version in versions.items():
+    for name, (version, _) in definitions.items():
         if name not in moving and version != LEFT_BEHIND:
             log.warning("projections.left_behind", projection=name, version=version)
-            await connection.execute(
-                "update readmodel.definitions set version = %s where projection = %s", (LEFT_BEHIND, name)
-            )
+            await connection.execute(_LEAVE_BEHIND, (name, position))
 
 
 async def project_rows(connection: Connection, projections: Sequence[Projection], batch: Batch) -> None:

@@ -27,7 +27,7 @@ from infra.journal import Connection, Draft, Recorded
 from infra.ledger import Ledger, Outcome
 from projections import balances, engine, jobs
 from projections.balances import BALANCES, BalanceRecord
-from projections.engine import Engine, Progress, tracked
+from projections.engine import Engine, Progress, stand, tracked
 from projections.jobs import JOBS, JobRecord
 from projections.projection import Batch, Projection
 from projections.rebuild import REBUILD_LOCK, rebuild, rebuild_all
@@ -62,7 +62,7 @@ async def an_engine(
     """A started engine with its own progress, stopped at the end."""
     connect = connect or partial(postgres.connect, dsn, name="engine")
     async with await postgres.connect(dsn) as asking:
-        made = Engine(connect, tuple(read_models), Progress(partial(tracked, asking)))
+        made = Engine(connect, tuple(read_models), Progress(partial(stand, asking, ALL)))
         await made.start()
         try:
             yield made
@@ -259,7 +259,9 @@ def test_all_read_models_stand_at_one_position_whenever_one_looks(
 
 
 def test_what_one_server_wrote_the_other_shows_at_once(database: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(engine, "IDLE_SECONDS", 3600)  # nobody looks by itself: only the bell is left
+    # Nobody looks by itself, and events alone would gather for ever: only who waits and rings the bell is left.
+    monkeypatch.setattr(engine, "IDLE_SECONDS", 3600)
+    monkeypatch.setattr(engine, "PACE_SECONDS", 3600)
 
     def add(client: httpx.Client, team: str) -> None:
         assert client.post("/api/credits/add", json={"team_id": team, "amount": 1}).is_success
@@ -439,6 +441,34 @@ def test_a_changed_read_model_is_built_beside_while_the_others_go_on_and_the_old
                     assert (10, 10) == await granted(connection)
 
     runner(story())
+
+
+def test_answers_say_how_far_a_read_model_is_behind_that_is_being_built_anew(
+    database: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with running(database) as server, server.client() as admin:
+        team = make_team(server, admin, credits=5).team_id
+        assert (5, 0) == balance_and_lag(admin, team)
+    changed = [replace(each, version=99) if each is BALANCES else each for each in PROJECTIONS]
+    monkeypatch.setattr("api.app.PROJECTIONS", tuple(changed))
+    with psycopg.connect(database, autocommit=True) as busy:
+        busy.execute("select pg_advisory_lock(%s)", (REBUILD_LOCK,))
+        with running(database) as leader, running(database) as follower:
+            clients = leader.client(), follower.client()
+            for client in clients:
+                assert (5, 0) == balance_and_lag(client, team)
+            for number in (1, 2):
+                assert clients[0].post("/api/credits/add", json={"team_id": team, "amount": 1}).is_success
+                for client in clients:
+                    assert (5, number) == balance_and_lag(client, team)
+            busy.execute("select pg_advisory_unlock_all()")
+            for client in clients:
+                until(lambda client=client: balance_and_lag(client, team) == (7, 0))  # type: ignore[misc]
+
+
+def balance_and_lag(client: httpx.Client, team: str) -> tuple[int, int]:
+    answer = client.get("/api/credits/balance", params={"team_id": team})
+    return answer.json()["credits_remaining"], int(answer.headers.get("X-Ledger-Lag", 0))
 
 
 def test_who_comes_back_with_an_older_definition_builds_anew_what_stood_still(database: str, runner: Run) -> None:

@@ -8,16 +8,16 @@ import pytest
 from structlog.testing import capture_logs
 
 from projections import engine
-from projections.engine import Progress
+from projections.engine import Progress, Stand
 
 Runner = Callable[[Coroutine[Any, Any, int]], int]
 
 
-def waited_for(runner: Runner, *answers: int | Exception) -> list[str]:
+def waited_for(runner: Runner, *answers: Stand | Exception) -> list[str]:
     """What is logged while somebody waits for tables that answer so, one after the other, until they are at 0."""
     answering = iter(answers)
 
-    async def ask() -> int:
+    async def ask() -> Stand:
         answer = next(answering)
         if isinstance(answer, Exception):
             raise answer
@@ -30,9 +30,9 @@ def waited_for(runner: Runner, *answers: int | Exception) -> list[str]:
 
 def test_tables_that_are_being_made_are_waited_for_in_silence(runner: Runner) -> None:
     missing = psycopg.errors.UndefinedTable('relation "readmodel.tracking" does not exist')
-    assert [] == waited_for(runner, missing, missing, 0)
+    assert [] == waited_for(runner, missing, missing, Stand(0))
 
 
 def test_a_database_that_is_away_is_spoken_of(runner: Runner, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(engine, "RETRY_SECONDS", 0.01)
-    assert ["progress.unknown"] == waited_for(runner, psycopg.OperationalError("away"), 0)
+    assert ["progress.unknown"] == waited_for(runner, psycopg.OperationalError("away"), Stand(0))

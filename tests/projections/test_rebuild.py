@@ -15,7 +15,7 @@ from infra.journal import Recorded
 from projections import rebuild
 from projections.engine import Progress
 from projections.projection import Batch, E, Projection
-from projections.standing import tracked
+from projections.standing import stand
 from projections.webhook_deliveries import webhook_deliveries
 from tests.projections.test_engine import an_engine
 
@@ -90,4 +90,4 @@ def test_a_rebuild_reads_each_event_once_where_others_are_missing(
 
 async def catch_up(dsn: str) -> None:
     async with await postgres.connect(dsn) as asking, an_engine(dsn, ALL):
-        assert 0 == await Progress(partial(tracked, asking)).reach(EVENTS, timeout_s=60)
+        assert 0 == await Progress(partial(stand, asking, ALL)).reach(EVENTS, timeout_s=60)

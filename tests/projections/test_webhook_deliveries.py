@@ -36,7 +36,7 @@ from infra import journal, postgres
 from infra.journal import Connection, Draft
 from projections import engine
 from projections import webhook_deliveries as read_model
-from projections.engine import Engine, Progress, prepare, project, tracked
+from projections.engine import Engine, Progress, prepare, project, stand, tracked
 from projections.jobs import JOBS
 from projections.projection import Batch, Projection
 from projections.rebuild import rebuild
@@ -372,7 +372,9 @@ def test_an_engine_that_is_stopped_again_and_again_delivers_each_event_once(
             await past.happens(registered("job.created"), *jobs, projected=False)
             for pause in count():
                 leader = Engine(
-                    partial(postgres.connect, database), READ_MODELS, Progress(partial(tracked, past.connection))
+                    partial(postgres.connect, database),
+                    READ_MODELS,
+                    Progress(partial(stand, past.connection, READ_MODELS)),
                 )
                 await leader.start()
                 await asyncio.sleep(0.002 * pause)
