@@ -12,7 +12,7 @@ from litestar.params import FromPath, JSONBody
 from msgspec import UNSET, Meta, UnsetType
 
 from api.answers import reply, ts, usd6
-from api.bodies import ID, Credits, Name200, Text500
+from api.bodies import ID, NO_CONTROL, Credits, Name200, Text500
 from api.caller import Caller, admin_only, team_or_admin
 from api.house import House
 from api.listing import Page, chosen, listed, one_of, wrapped
@@ -54,7 +54,7 @@ from projections.organizations import OrganizationRecord
 DEFAULT_TEAM = "_default"  # the end of a default team's id, after that of its organization
 MAX_ID = 255
 
-Name500 = Annotated[str, Meta(min_length=1, max_length=500)]
+Name500 = Annotated[str, Meta(min_length=1, max_length=500, pattern=NO_CONTROL)]
 
 # -- bodies ------------------------------------------------------------------------------------------------------------
 
