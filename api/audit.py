@@ -5,6 +5,7 @@ in constant memory. Both go on where they ended with `after`, the last position 
 """
 
 import asyncio
+import re
 from base64 import b64encode
 from collections.abc import AsyncIterator
 from dataclasses import asdict
@@ -48,6 +49,8 @@ Limit = Annotated[
     QueryParameter(ge=1, le=MOST_OFFSET, description="How many at most: 100, up to 1000; no limit in NDJSON"),
 ]
 Raw = Annotated[bool, QueryParameter(description="Also the bytes of each event, as `state`: they are what is hashed")]
+
+_NOTED = re.compile(r"^(?P<position>[0-9]{1,18}):(?P<hash>[0-9a-fA-F]{64})$")
 
 # Recomputing hashes is work for a processor: one auditor at a time, so that customers keep theirs.
 _verifying = asyncio.Semaphore(1)
@@ -495,10 +498,10 @@ def _verified(dsn: str, first: int, last: int, noted: dict[int, str]) -> Any:
 def _noted(text: str | None) -> dict[int, str]:
     if text is None:
         return {}
-    position, _, digest = text.partition(":")
-    if not (position.isascii() and position.isdecimal() and digest):
+    found = _NOTED.match(text)
+    if found is None:
         raise Invalid(["query", "noted"], "expected POSITION:HASH", "value_error.format")
-    return {int(position): digest}
+    return {int(found["position"]): found["hash"].lower()}
 
 
 # -- pages and lines ---------------------------------------------------------------------------------------------------

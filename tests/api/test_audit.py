@@ -176,7 +176,7 @@ def test_long_answers_are_put_together_from_pages(
 
 def test_the_chain_is_verified_from_any_position_and_against_what_was_noted(admin: httpx.Client, story: Story) -> None:
     head = get(admin, "head")
-    whole = get(admin, "verify", to=head["position"], noted=f"{head['position']}:{head['hash']}")
+    whole = get(admin, "verify", to=head["position"], noted=f"{head['position']}:{head['hash'].upper()}")
     assert (True, head["hash"], head["position"], None) == (
         whole["ok"],
         whole["hash"],
@@ -203,7 +203,14 @@ def test_a_break_is_counted(admin: httpx.Client, story: Story) -> None:
 
 @pytest.mark.parametrize(
     "query,place",
-    [({"from": 10**9}, "from"), ({"from": 5, "to": 4}, "to"), ({"noted": "nonsense"}, "noted"), ({"from": 0}, "from")],
+    [
+        ({"from": 10**9}, "from"),
+        ({"from": 0}, "from"),
+        ({"from": 5, "to": 4}, "to"),
+        ({"noted": "nonsense"}, "noted"),
+        ({"noted": "3:beef"}, "noted"),
+        ({"noted": f"three:{'00' * 32}"}, "noted"),
+    ],
 )
 def test_what_cannot_be_verified_is_refused(
     admin: httpx.Client, story: Story, query: dict[str, Any], place: str
