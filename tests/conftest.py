@@ -138,6 +138,8 @@ def _owner_on(dsn: str) -> Iterator[str]:
             return
         name, password = f"test_owner_{secrets.token_hex(4)}", secrets.token_hex(16)
         owner = sql.Identifier(name)
+        # Two processes that change the same roles at once would be in each other's way.
+        connection.execute("SELECT pg_advisory_lock(hashtext('the roles of the tests'))")
         connection.execute(
             sql.SQL("CREATE ROLE {} LOGIN CREATEROLE CREATEDB PASSWORD {}").format(owner, sql.Literal(password))
         )
@@ -149,6 +151,7 @@ def _owner_on(dsn: str) -> Iterator[str]:
             connection.execute(sql.SQL("GRANT {} TO {} WITH ADMIN OPTION").format(shared, owner))
         # A database is dropped under the hands of an autovacuum, too, if one may end that.
         connection.execute(sql.SQL("GRANT pg_signal_backend TO {}").format(owner))
+        connection.execute("SELECT pg_advisory_unlock_all()")
         try:
             yield make_conninfo(dsn, user=name, password=password, dbname="postgres")
         finally:

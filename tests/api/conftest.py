@@ -5,9 +5,11 @@ settings, or that hurts the server, starts one for itself with `running`.
 """
 
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from datetime import UTC, date, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
@@ -25,6 +27,7 @@ if TYPE_CHECKING:
     from tests.api.world import World
 
 MASTER_KEY = "test-master-key-of-the-suite"
+MARGIN = timedelta(seconds=20)  # around midnight
 
 
 def pytest_sessionfinish() -> None:
@@ -120,6 +123,17 @@ def world(owner_dsn: str, template: str) -> Iterator["World"]:
 
     with a_world(owner_dsn, template) as world:
         yield world
+
+
+@pytest.fixture
+def today() -> date:
+    """The day, well inside: a test that asks for it first does not see it end."""
+    now = datetime.now(UTC)
+    midnight = datetime.combine(now.date(), datetime.min.time(), UTC)
+    for since, pause in ((midnight, MARGIN), (midnight + timedelta(days=1) - MARGIN, 2 * MARGIN)):
+        if since <= now < since + MARGIN:
+            time.sleep((since + pause - now).total_seconds())
+    return datetime.now(UTC).date()
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import date
 from typing import Any
 from urllib.parse import urlencode
 from uuid import uuid4
@@ -18,11 +18,11 @@ import pytest
 from psycopg.conninfo import conninfo_to_dict
 
 from api import cli
-from domain.statement import period_of
 from infra import log as logging
 from tests.api.conftest import MASTER_KEY, Server, TestTeam, make_team, running
 from tests.api.serving import SETTINGS, fresh_data_dir, run
 from tests.conftest import _database_on
+from tests.waiting import PATIENCE_SECONDS
 
 KEYS = {
     "ENCRYPTION_KEY": "test-encryption-key-of-the-suite",
@@ -156,6 +156,15 @@ def test_a_stream_that_does_not_exist_is_a_refusal(command: Command):
     assert command("events", "job-0") == Done(1, "", 'saas-litellm: not_found resource="stream job-0"\n')
 
 
+@pytest.fixture
+def interruptible() -> Iterator[None]:
+    """What a shell starts in the background ignores Ctrl-C, and so would all that we start."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("interruptible")
 def test_events_are_followed_as_they_are_written(command: Command, team: TestTeam):
     stream = f"credit-{team.team_id}"
     command("events", stream)  # which also leaves the settings for the follower in the environment
@@ -173,7 +182,7 @@ def test_events_are_followed_as_they_are_written(command: Command, team: TestTea
     finally:
         follower.send_signal(signal.SIGINT)
         follower.stdout.close()
-        status = follower.wait(30)
+        status = follower.wait(PATIENCE_SECONDS)
 
     assert before == ["AccountOpened", "CreditsGranted"]
     assert after["event"]["credits"] == 7
@@ -240,51 +249,54 @@ def test_replay_adds_up_what_a_team_has(command: Command, team: TestTeam):
     assert all(each["agrees"] for each in movements)
 
 
-THIS_MONTH = period_of(datetime.now(UTC))
+@pytest.fixture
+def this_month(today: date) -> str:
+    return f"{today:%Y-%m}"
 
 
-def test_a_statement_is_printed_for_people(command: Command, team: TestTeam):
+def test_a_statement_is_printed_for_people(command: Command, today: date, this_month: str, team: TestTeam):
     team.client.post(f"/api/jobs/{team.job()}/complete", json={"status": "completed"})
 
-    title, *lines = command("statement", team.team_id, THIS_MONTH).lines
+    title, *lines = command("statement", team.team_id, this_month).lines
 
-    assert title == f"Test, {team.team_id}: {THIS_MONTH}, a preview, not closed yet"
-    today = f"{datetime.now(UTC):%Y-%m-%d}"
+    assert title == f"Test, {team.team_id}: {this_month}, a preview, not closed yet"
     amounts = [line.split()[:5] for line in lines if line]
     assert amounts[0] == ["opening", "balance", "0"]
-    assert amounts[1] == [today, "Credits", "granted", "+100", "100"]
-    assert amounts[2][:4] == [today, "Charge", "-1", "99"]
+    assert amounts[1] == [str(today), "Credits", "granted", "+100", "100"]
+    assert amounts[2][:4] == [str(today), "Charge", "-1", "99"]
     assert amounts[3] == ["closing", "balance", "99"]
     assert lines[-1] == "calls behind the charges: 0.000000 USD"
 
 
 @pytest.mark.parametrize("kind", ["json", "csv", "ndjson", "html"])
-def test_a_statement_is_that_of_the_server_in_every_format(command: Command, town: Server, team: TestTeam, kind: str):
+def test_a_statement_is_that_of_the_server_in_every_format(
+    command: Command, town: Server, this_month: str, team: TestTeam, kind: str
+):
     command("credits", "grant", team.team_id, "7")
 
-    done = command("statement", team.team_id, THIS_MONTH, "--format", kind)
-    answer = town.client().get(f"/api/reports/statements/{team.team_id}/{THIS_MONTH}", params={"format": kind})
+    done = command("statement", team.team_id, this_month, "--format", kind)
+    answer = town.client().get(f"/api/reports/statements/{team.team_id}/{this_month}", params={"format": kind})
 
     if kind == "json":
         assert [{**answer.json(), "limit": 2}] == done.json
-        assert done == command("statement", team.team_id, THIS_MONTH, "--json")
+        assert done == command("statement", team.team_id, this_month, "--json")
     else:
         assert answer.text.splitlines() == done.out.splitlines()
 
 
-def test_a_statement_needs_no_server_to_be_up_to_date(command: Command, database: str):
+def test_a_statement_needs_no_server_to_be_up_to_date(command: Command, this_month: str, database: str):
     with running(database) as server, server.client() as admin:
         team = make_team(server, admin)
     command("credits", "grant", team.team_id, "7", on=database)
 
-    (statement,) = command("statement", team.team_id, THIS_MONTH, "--json", on=database).json
+    (statement,) = command("statement", team.team_id, this_month, "--json", on=database).json
 
     assert statement["closing_credits"] == 107
 
 
-def test_a_statement_that_cannot_be_is_refused(command: Command, team: TestTeam):
+def test_a_statement_that_cannot_be_is_refused(command: Command, this_month: str, team: TestTeam):
     for whose, period, refusal in (
-        ("nobody", THIS_MONTH, "not_found resource=team"),
+        ("nobody", this_month, "not_found resource=team"),
         (team.team_id, "2020-01", "not_found resource=statement"),
         (team.team_id, "soon", "invalid_value field=period"),
     ):

@@ -2,7 +2,7 @@
 
 import time
 from concurrent.futures import ThreadPoolExecutor
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, date, datetime, timedelta
 from typing import Any
 from uuid import uuid4
 
@@ -192,7 +192,7 @@ def test_a_balance_can_be_asked_for_as_it_was_at_every_position(admin: httpx.Cli
         assert then.json() == ok(again)
 
 
-def test_a_balance_can_be_asked_for_as_it_was_at_a_moment(admin: httpx.Client, team: TestTeam) -> None:
+def test_a_balance_can_be_asked_for_as_it_was_at_a_moment(today: date, admin: httpx.Client, team: TestTeam) -> None:
     moment = datetime.now(UTC)
     while datetime.now(UTC) - moment < timedelta(milliseconds=2):
         time.sleep(0.001)
@@ -202,7 +202,7 @@ def test_a_balance_can_be_asked_for_as_it_was_at_a_moment(admin: httpx.Client, t
     assert (100, "job_based") == (then["credits_remaining"], then["budget_mode"])
     now = balance_of(team, as_of=datetime.now(UTC).isoformat())
     assert (110, "consumption_usd") == (now["credits_remaining"], now["budget_mode"])
-    assert now == balance_of(team, as_of=f"{datetime.now(UTC):%Y-%m-%d}") == balance_of(team)
+    assert now == balance_of(team, as_of=str(today)) == balance_of(team)
 
 
 def test_before_a_team_there_was_no_balance(team: TestTeam) -> None:
@@ -379,19 +379,19 @@ def test_holds_and_releases_are_shown_to_whoever_asks(
     assert ["hold"] == [row["type"] for row in transactions_of(team, type="HOLD")]
 
 
-def test_transactions_are_filtered(admin: httpx.Client, team: TestTeam) -> None:
+def test_transactions_are_filtered(today: date, admin: httpx.Client, team: TestTeam) -> None:
     jobs = [complete(team) for _ in range(3)]
     assert 3 == len(transactions_of(team, type="Deduction"))
     assert [jobs[1]] == [row["job_id"] for row in transactions_of(team, job_id=jobs[1])]
     assert [] == transactions_of(team, job_id=str(uuid4()))
     assert [] == transactions_of(team, type="expiration")
-    today, tomorrow = datetime.now(UTC).date(), datetime.now(UTC).date() + timedelta(days=1)
+    tomorrow = today + timedelta(days=1)
     assert 4 == len(transactions_of(team, start_date=str(today), end_date=str(tomorrow)))
     assert [] == transactions_of(team, start_date=str(tomorrow + timedelta(days=1)))
     assert [] == transactions_of(team, end_date="2020-12-31")
 
 
-def test_pages_neither_repeat_nor_skip_and_say_how_much_there_is(team: TestTeam) -> None:
+def test_pages_neither_repeat_nor_skip_and_say_how_much_there_is(today: date, team: TestTeam) -> None:
     for _ in range(4):
         complete(team)
     whole = transactions_of(team)
@@ -400,11 +400,8 @@ def test_pages_neither_repeat_nor_skip_and_say_how_much_there_is(team: TestTeam)
     assert {("5", 5, 2)} == {(p.headers["x-total-count"], p.json()["total"], p.json()["limit"]) for p in pages}
     filtered = team.client.get("/api/credits/transactions", params={"limit": 1, "type": "deduction"})
     assert (4, "4") == (filtered.json()["total"], filtered.headers["x-total-count"])
-    today = f"{datetime.now(UTC):%Y-%m-%d}"
-    assert (
-        4
-        == ok(team.client.get("/api/credits/transactions", params={"type": "deduction", "start_date": today}))["total"]
-    )
+    of_today = {"type": "deduction", "start_date": str(today)}
+    assert 4 == ok(team.client.get("/api/credits/transactions", params=of_today))["total"]
 
 
 @pytest.mark.parametrize(

@@ -131,6 +131,7 @@ def test_months_are_closed_one_after_the_other(admin: httpx.Client, past: PastTe
     )
 
 
+@pytest.mark.usefixtures("today")
 def test_a_month_that_goes_on_is_not_closed(admin: httpx.Client, server: Server) -> None:
     past = PastTeam(datetime.now(UTC) - timedelta(seconds=1))
     past.write(server.dsn)

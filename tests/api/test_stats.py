@@ -107,6 +107,7 @@ def test_trends_have_every_day_and_add_up(server: Server, admin: httpx.Client) -
     } | {"credits_remaining": trends["points"][-1]["credits_remaining"]}
 
 
+@pytest.mark.usefixtures("today")
 def test_trends_of_all_teams_are_those_of_each_together(alone: Server) -> None:
     with alone.client() as admin:
         teams = [make_team(alone, admin, credits=credits) for credits in (10, 20)]

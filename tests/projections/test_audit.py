@@ -487,11 +487,12 @@ def test_a_history_that_was_signed_cannot_be_rewritten_unseen(database: str) -> 
 
 
 def test_a_database_that_was_dumped_and_restored_is_whole(database: str, empty_database: str, tmp_path: Path) -> None:
-    for command in (
-        ["pg_dump", "-Fc", "-f", "dump", database],
-        ["pg_restore", "-x", "-O", "-d", empty_database, "dump"],
-    ):
-        subprocess.run([programs() / command[0], *command[1:]], check=True, cwd=tmp_path)
+    dump = tmp_path / "dump.sql"
+    subprocess.run([programs() / "pg_dump", "-x", "-O", "-f", dump, database], check=True)
+    # The programs are of 18; an older server, which the tests may be given, does not know this setting yet.
+    dump.write_text(dump.read_text().replace("SET transaction_timeout = 0;\n", ""))
+    restore = [programs() / "psql", "-X", "-q", "-v", "ON_ERROR_STOP=1", "-f", dump, empty_database]
+    subprocess.run(restore, check=True, stdout=subprocess.DEVNULL)
     before, after = audited(database), audited(empty_database)
     assert ([], before.events) == (after.findings, after.events)
     with readable.connect_blocking(database) as old, readable.connect_blocking(empty_database) as new:

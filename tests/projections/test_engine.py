@@ -500,6 +500,7 @@ def test_who_looks_up_what_is_behind_is_built_anew_with_it(database: str, runner
             async with an_engine(database, changed) as leader:
                 await eventually(lambda: leader.health.leading)
                 await eventually(lambda: not leader.health.building)
+            await eventually(partial(nobody_holds, connection, REBUILD_LOCK))
             assert 0 == (await rebuild_all(connection, changed, lambda reached, until: None)).differing_rows
 
     runner(story())
