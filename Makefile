@@ -3,6 +3,7 @@
 .PHONY: help serve demo test lint check format bench proofs schema openapi papers events lock clean
 
 PYTHON ?= python3
+TEST_PROCESSES ?= 3
 BIN := .venv/bin
 READY := .venv/ready
 
@@ -23,8 +24,9 @@ serve: $(READY) ## start the server on http://127.0.0.1:8003 (DATABASE_URL and R
 demo: $(READY) ## play the whole story against a freshly started server and print it
 	@exec $(BIN)/saas-litellm demo
 
+# Tests wait more than they compute: one process more than a small machine has cores. Each has servers of its own.
 test: $(READY) ## run the test suite (TEST_DATABASE_URL and REDIS_URL set: on those servers)
-	@$(BIN)/pytest -m "not proof"
+	@$(BIN)/pytest -m "not proof" --numprocesses $(TEST_PROCESSES) --dist worksteal
 
 lint: $(READY) ## check format, lint and types
 	@$(BIN)/ruff format --check .
