@@ -10,20 +10,26 @@ import gc
 import os
 import signal
 import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib import import_module
+from threading import Thread
+from typing import TYPE_CHECKING
 
 import structlog
 import uvloop
 from granian.constants import Interfaces, Loops
 from granian.log import LogLevels
 from granian.server import Server
-from litestar.types import ASGIApp
 
-from api.app import create_app, open_house
 from api.database import database
 from infra import log as logging
 from infra.embedded import EmbeddedServer
 from infra.settings import Settings, SettingsError
 from infra.version import VERSION
+
+if TYPE_CHECKING:
+    from litestar.types import ASGIApp
 
 log = structlog.get_logger()
 
@@ -41,7 +47,7 @@ def serve(settings: Settings, *, api_only: bool = False) -> None:
     _require_free_address(settings)
     for file in settings.key_files:
         log.info("key.in_file", path=str(file))
-    with database(settings):
+    with _database(settings):
         log.info("server.starting", address=f"http://{settings.host}:{settings.port}", version=VERSION)
         Server(
             "api.server:answering_worker" if api_only else "api.server:worker",
@@ -62,6 +68,16 @@ def serve(settings: Settings, *, api_only: bool = False) -> None:
         ).serve()
 
 
+@contextmanager
+def _database(settings: Settings) -> Iterator[str]:
+    """Gives the address of the database; while it starts, the application is imported, which takes about as long."""
+    imports = Thread(target=import_module, args=("api.app",), name="imports")
+    imports.start()
+    with database(settings) as dsn:
+        imports.join()  # processes that are forked from this one need not import it again
+        yield dsn
+
+
 def _require_free_address(settings: Settings) -> None:
     """Found out here, since Granian tells it with 70 lines of its own insides."""
     try:
@@ -71,17 +87,19 @@ def _require_free_address(settings: Settings) -> None:
         raise SettingsError("PORT", f"cannot listen on {settings.host}:{settings.port}: {reason}") from error
 
 
-def worker() -> ASGIApp:
+def worker() -> "ASGIApp":
     """The application of one worker process."""
     return _application(works=True)
 
 
-def answering_worker() -> ASGIApp:
+def answering_worker() -> "ASGIApp":
     """The same for a server that only answers."""
     return _application(works=False)
 
 
-def _application(*, works: bool) -> ASGIApp:
+def _application(*, works: bool) -> "ASGIApp":
+    from api.app import create_app
+
     settings = Settings.from_environment(os.environ)
     logging.configure(settings.log_level, settings.log_format)
     _collect_less_often()
@@ -97,11 +115,13 @@ def _collect_less_often() -> None:
 
 def work(settings: Settings) -> None:
     """Does the background work until SIGTERM or SIGINT."""
-    with database(settings) as dsn:
+    with _database(settings) as dsn:
         uvloop.run(_work(settings, dsn))
 
 
 async def _work(settings: Settings, dsn: str) -> None:
+    from api.app import open_house
+
     told_to_end = asyncio.Event()
     for order in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(order, told_to_end.set)
