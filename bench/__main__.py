@@ -3,7 +3,7 @@
 import sys
 from importlib import import_module
 
-QUICK = ("append", "http", "projections")
+QUICK = ("append", "http", "projections", "lag")
 
 asked = sys.argv[1:2]
 sys.argv[1:2] = []
