@@ -22,6 +22,7 @@ from litestar import Response
 from api import idempotency
 from api.answers import encode, reply
 from api.house import House
+from api.problems import Trouble
 from api.throttle import Admission, AnyRequest, limited
 from domain.errors import AdminRequired, Forbidden, InsufficientCredits, JwtRequired, NotFound, Refusal, Unauthorized
 from domain.job import Job
@@ -68,6 +69,12 @@ class Caller:
     @property
     def is_admin(self) -> bool:
         return self.kind in ("person", "master")
+
+    @property
+    def own_team(self) -> str:
+        """The team of a virtual key, behind a door that lets in nobody else."""
+        assert self.team_id is not None
+        return self.team_id
 
     def signature(self) -> dict[str, Any]:
         """When, who and in which request: the part that all commands have in common."""
@@ -168,6 +175,7 @@ class Door:
 
     Args:
         teams: whether a virtual key opens it.
+        admins: whether administrators do, too.
         master: whether the master key does, or persons only.
         reading: what the role of a person has to allow.
         writing: the same for any method but GET.
@@ -175,6 +183,7 @@ class Door:
     """
 
     teams: bool = False
+    admins: bool = True
     master: bool = True
     reading: Permission | None = None
     writing: Permission | None = "write"
@@ -198,6 +207,8 @@ class Door:
             state["lag"] = await house.progress.reach(position)
         else:
             await _check_early(caller)
+        if caller.is_admin and not self.admins:
+            raise Trouble("forbidden", team_id=None)  # an administrator's credential is no team's
         await _let_in(request, caller)
         if self.is_limited:
             await limited(request)
@@ -207,6 +218,10 @@ team_or_admin = Door(teams=True)
 """V·A: a team's key for its own team, or an administrator."""
 limited_call = Door(teams=True, is_limited=True)
 """V·A: the same for a call to a model."""
+key_only = Door(teams=True, admins=False)
+"""V: a team's key."""
+limited_chat = Door(teams=True, admins=False, is_limited=True)
+"""V: the same for a call to a model."""
 admin_only = Door()
 """A: an administrator; whoever has a role that may only read, may only read."""
 audit_only = Door(reading="audit")

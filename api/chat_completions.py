@@ -16,7 +16,7 @@ from msgspec import Meta
 from api import calling
 from api.answers import encode, reply
 from api.bodies import ID
-from api.caller import Caller, limited_call, team_or_admin
+from api.caller import Caller, key_only, limited_chat
 from api.calling import Call, CallBody, Ended, Finished, Piece, Question
 from api.create_and_call import whole_job
 from api.house import House
@@ -115,7 +115,7 @@ class ChatCompletionsController(Controller):
     tags = ["OpenAI"]
     exception_handlers = ERRORS
 
-    @post("/chat/completions", status_code=200, before_request=limited_call, opt={"may_stream": True})
+    @post("/chat/completions", status_code=200, before_request=limited_chat, opt={"may_stream": True})
     async def complete(
         self,
         caller: NamedDependency[Caller],
@@ -123,11 +123,10 @@ class ChatCompletionsController(Controller):
         job_id: Annotated[str | None, HeaderParameter(name="X-Job-Id", description="A job to make the call in")] = None,
     ) -> Response[ChatCompletion]:
         """Complete a chat. Without `X-Job-Id` it is a whole job, which is charged; a job that is named stays open."""
-        team_id, streaming = _team_of(caller), bool(data.stream)
-        asked, metadata = _question(data), data.metadata or {}
+        asked, streaming, metadata = _question(data), bool(data.stream), data.metadata or {}
         if job_id is None:
             facts: dict[str, Any] = {"job_type": JOB_TYPE, "user_id": data.user, "metadata": metadata}
-            call = await whole_job(caller, asked, streaming=streaming, team_id=team_id, **facts)
+            call = await whole_job(caller, asked, streaming=streaming, team_id=caller.own_team, **facts)
         else:
             labelled = replace(asked, metadata={**metadata, **asked.metadata})
             call = await calling.start(caller, uuid_of(job_id, "job"), labelled, streaming=streaming)
@@ -137,12 +136,12 @@ class ChatCompletionsController(Controller):
         caller.answers_with(call.headers)
         return reply(_completion(await calling.complete(call, _completion)), headers=call.headers)
 
-    @get("/models", before_request=team_or_admin)
+    @get("/models", before_request=key_only)
     async def models(self, caller: NamedDependency[Caller], house: NamedDependency[House]) -> Response[ModelList]:
         """The models that the team may use: aliases and groups."""
         return reply(ModelList("list", await _usable(caller, house)))
 
-    @get("/models/{name:str}", before_request=team_or_admin)
+    @get("/models/{name:str}", before_request=key_only)
     async def model(
         self, caller: NamedDependency[Caller], house: NamedDependency[House], name: FromPath[str]
     ) -> Response[ModelAnswer]:
@@ -182,15 +181,7 @@ def _question(body: ChatBody) -> Question:
     return calling.question(body, also=OPTIONS, temperature=None)
 
 
-def _team_of(caller: Caller) -> str:
-    """The team whose key this is; an administrator's credential is no team's."""
-    if caller.team_id is None:
-        raise Trouble("forbidden", team_id=None)
-    return caller.team_id
-
-
 async def _usable(caller: Caller, house: House) -> list[ModelAnswer]:
-    _team_of(caller)
     catalog, team = await look(caller)
     assert team is not None
     made = {

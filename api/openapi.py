@@ -71,6 +71,7 @@ ANYBODY = "anybody"
 CALLERS = {
     "anybody": "Open to everybody.",
     "team": "For the team's virtual key, and for administrators.",
+    "key": "For a team's virtual key.",
     "admin": "For administrators.",
     "auditor": "For owners, administrators and auditors.",
     "person": "For an administrator's session.",
@@ -312,7 +313,7 @@ def _caller(door: Door | None) -> str:
     if door is None:
         return ANYBODY
     if door.teams:
-        return "team"
+        return "team" if door.admins else "key"
     if door.reading == "audit":
         return "auditor"
     return "admin" if door.master else "person"

@@ -26,10 +26,10 @@ from api.bodies import (
     exact,
     known_word,
 )
-from api.caller import Caller, admin_only, team_or_admin
+from api.caller import Caller, admin_only, key_only, team_or_admin
 from api.house import House
 from api.listing import Page, chosen, listed, one_of
-from api.problems import Invalid, Trouble
+from api.problems import Invalid
 from api.shapes import Balance, Timestamp, Uuid, balance_answer
 from domain.catalog import EMPTY, Alias, Catalog, InAccessGroups, usable_aliases
 from domain.charging import CancelJob, cancel_job
@@ -295,13 +295,11 @@ class TeamsController(Controller):
         answers = (TeamAnswer(**_fields(house, team, accounts[team.team_id], models, for_admin=True)) for team in found)
         return listed(answers, total)
 
-    @get("/verify", before_request=team_or_admin)
+    @get("/verify", before_request=key_only)
     async def verify(self, caller: NamedDependency[Caller], house: NamedDependency[House]) -> Response[TeamVerified]:
         """What a key is good for."""
-        if caller.team_id is None:
-            raise Trouble("forbidden", team_id=None)  # an administrator's credential is no team's
         async with house.pool.connection() as connection:
-            team = known_team(await teams.one(connection, caller.team_id))
+            team = known_team(await teams.one(connection, caller.own_team))
             key = await keys.one(connection, caller.actor)
         assert key is not None
         return reply(

@@ -62,6 +62,23 @@ def test_a_stream_whose_job_was_cancelled_meanwhile_ends_and_says_so(
     assert again.text.endswith(f"data: {trouble}\n\ndata: [DONE]\n\n")
 
 
+@pytest.mark.parametrize("path", ["/api/jobs/create-and-call-stream", "/v1/chat/completions"])
+def test_a_client_that_hangs_up_has_its_job_completed_and_charged(
+    admin: httpx.Client, provider: FakeProvider, team: TestTeam, path: str
+) -> None:
+    body = {**whole_job(team, make_alias(admin, provider, "stream-200-20")), "stream": True}
+    with team.client.stream("POST", path, json=body) as answer:
+        next(line for line in answer.iter_lines() if line.startswith("data: "))
+        job = f"/api/jobs/{answer.headers['X-Job-Id']}"
+    until(lambda: team.client.get(job).json()["status"] == "completed")
+    ended = team.client.get(job).json()
+    assert (1, True, "cancelled") == (
+        ended["credits_charged"],
+        ended["calls"][0]["partial"],
+        ended["calls"][0]["finish_reason"],
+    )
+
+
 def test_a_call_that_runs_while_its_team_is_suspended_is_finished_and_charged(
     admin: httpx.Client, provider: FakeProvider, team: TestTeam
 ) -> None:

@@ -17,8 +17,9 @@ from tests.api.world import World
 
 OPERATIONS = list(operations_of(described()))
 CLOSED = [each for each in OPERATIONS if each[2]["x-caller"] != "anybody"]
-ADMINS_ONLY = [each for each in CLOSED if each[2]["x-caller"] != "team"]
-OWN = [each for each in CLOSED if each[2]["x-caller"] == "team"]
+ADMINS_ONLY = [each for each in CLOSED if each[2]["x-caller"] not in ("team", "key")]
+OWN = [each for each in CLOSED if each[2]["x-caller"] in ("team", "key")]
+KEYS_ONLY = [each for each in CLOSED if each[2]["x-caller"] == "key"]
 OF_ONESELF = ("/me", "/logout", "/password")
 
 
@@ -124,6 +125,14 @@ def test_the_master_key_is_nobodys_session(world: World) -> None:
     for method, path, operation in CLOSED:
         if operation.get("security") == [{"bearerAuth": []}]:
             assert (403, "jwt_required") == code(ask(world.admin, world, method, path, operation)), path
+
+
+def test_what_tells_a_key_of_itself_tells_an_administrator_nothing(world: World) -> None:
+    assert len(KEYS_ONLY) == 4
+    for method, path, operation in KEYS_ONLY:
+        for caller in ("master", "owner"):
+            answer = ask(world.server.client(world.callers[caller]), world, method, path, operation)
+            assert (403, "forbidden") == code(answer), path
 
 
 def learns_nothing(world: World, answer: httpx.Response) -> None:
