@@ -28,7 +28,14 @@ from tests.redis_server import RedisServer
 
 T = TypeVar("T")
 
-hypothesis.settings.register_profile("house", deadline=None, print_blob=True)
+# How fast the machine is proves nothing; and what is asked before a change lands is the same each time.
+hypothesis.settings.register_profile(
+    "house",
+    deadline=None,
+    suppress_health_check=[hypothesis.HealthCheck.too_slow],
+    derandomize="CI" in os.environ,
+    print_blob=True,
+)
 hypothesis.settings.load_profile("house")
 
 

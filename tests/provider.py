@@ -17,6 +17,7 @@ wants in the place where it calls:
     not-a-stream                  JSON, although a stream was asked for
     break-after-<n>               n chunks (or half of the JSON), then the connection is cut
     hang, hang-after-<n>          silence at once, or after n chunks, until the client leaves
+    held-<name>                   gpt-ok; as a stream, half of it until the test calls let_go("held-<name>")
     status-<code>                 that status, with an error in OpenAI's shape
     error-in-200, error-in-stream an error where an answer was due
     html, garbage, big-<bytes>    an answer that is none, or too long
@@ -44,7 +45,7 @@ from typing import Any, Self
 import msgspec
 from aiohttp import web
 
-from tests.waiting import PATIENCE_SECONDS, until
+from tests.waiting import PATIENCE_SECONDS, PAUSE_SECONDS, until
 
 HELLO = "Hello from the fake provider."
 DONE = b"data: [DONE]\n\n"
@@ -87,6 +88,7 @@ class FakeProvider:
         self._port = port
         self._keep = keep
         self._loop = asyncio.new_event_loop()
+        self._let_go: set[str] = set()
         self._ready = threading.Event()
         self._thread = threading.Thread(target=self._run_thread, name="fake-provider", daemon=True)
         self._runner: web.AppRunner | None = None
@@ -134,6 +136,10 @@ class FakeProvider:
     def until(self, happened: Callable[[FakeProvider], bool]) -> None:
         """Wait for something that the provider notices later than the client, such as its leaving."""
         until(lambda: happened(self))
+
+    def let_go(self, model: str) -> None:
+        """Goes on with the stream that is held."""
+        self._let_go.add(model)
 
     # -- answering ------------------------------------------------------------------------------
 
@@ -201,16 +207,20 @@ class FakeProvider:
                     await response.write(bytes([byte]))
                 return response
             case ["hang", "after", int(count)]:
-                for piece in pieces("gpt-ok", "", False)[:count]:
-                    await response.write(piece)
+                await self._give(response, *pieces("gpt-ok", "", False)[:count])
                 await asyncio.sleep(3600)
+            case ["held", *_]:
+                given = pieces("gpt-ok", "", ask.wants_usage)
+                await self._give(response, *given[:3])
+                while ask.model not in self._let_go:  # noqa: ASYNC110 told by another thread
+                    await asyncio.sleep(PAUSE_SECONDS)
+                await self._give(response, *given[3:])
+                return response
             case ["unannounced", "end"]:
-                for piece in pieces("gpt-ok", "", False)[:3]:
-                    await response.write(piece)
+                await self._give(response, *pieces("gpt-ok", "", False)[:3])
                 return response
             case ["error", "in", "stream"]:
-                for piece in pieces("gpt-ok", "", False)[:3]:
-                    await response.write(piece)
+                await self._give(response, *pieces("gpt-ok", "", False)[:3])
                 await response.write(b'data: {"error":{"message":"overloaded in mid-stream","code":503}}\n\n')
                 return response
             case _:
@@ -227,11 +237,15 @@ class FakeProvider:
         await response.prepare(request)
         return response
 
+    @staticmethod
+    async def _give(response: web.StreamResponse, *given: bytes) -> None:
+        for piece in given:
+            await response.write(piece)
+
     async def _break(self, request: web.Request, ask: Ask, count: int) -> web.StreamResponse:
         if ask.stream:
             response = await self._begin_stream(request)
-            for piece in pieces("gpt-ok", "", False)[:count]:
-                await response.write(piece)
+            await self._give(response, *pieces("gpt-ok", "", False)[:count])
         else:
             body = whole("gpt-ok", "")
             response = web.StreamResponse(headers={"Content-Length": str(len(body))})

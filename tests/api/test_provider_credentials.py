@@ -322,7 +322,7 @@ def test_a_key_that_cannot_be_read_falls_back_to_the_next_model(
 
 
 def test_a_key_that_is_replaced_while_a_call_is_under_way_is_found(database: str, provider: FakeProvider) -> None:
-    with running(database, llm_timeout_seconds=2) as server, ThreadPoolExecutor(1) as pool:
+    with running(database, llm_timeout_seconds=4) as server, ThreadPoolExecutor(1) as pool:
         admin = server.client()
         late = make_alias(admin, provider, api_key="sk-before")
         group = a_name("models")

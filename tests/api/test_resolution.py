@@ -83,7 +83,7 @@ def test_the_next_member_answers_when_one_cannot(
 
 
 def test_a_member_that_does_not_answer_in_time_is_left(database: str, provider: FakeProvider) -> None:
-    with running(database, llm_timeout_seconds=0.5) as server:
+    with running(database, llm_timeout_seconds=2) as server:
         admin = server.client()
         name = group(admin, make_alias(admin, provider, "hang"), make_alias(admin, provider))
         team = make_team(server, admin, model_groups=[name])

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -15,6 +16,7 @@ from psycopg.conninfo import conninfo_to_dict, make_conninfo
 from infra import postgres
 from infra.embedded import THROWAWAY_SETTINGS, EmbeddedServer, throwaway_server
 from infra.postgres import DatabaseUnusable, connect, dump_schema, migrate, open_pool, require_safe_role
+from tests.waiting import eventually
 
 Run = Callable[..., Any]
 
@@ -228,8 +230,7 @@ def test_a_pool_opens_without_its_database_and_recovers_by_itself(tmp_path: Path
             for _ in range(2):
                 server.start()
                 migrate(server.dsn)
-                while not await works(pool):
-                    pass
+                await eventually(partial(works, pool))
                 server.stop()
                 assert not await works(pool)
 

@@ -207,10 +207,10 @@ def test_an_audit_of_a_busy_house_finds_nothing_either(owner_dsn: str, template:
         with ThreadPoolExecutor() as workers:
             working = [workers.submit(work, team) for team in teams]
             try:
-                reports = [audited(dsn) for _ in range(6)]
+                reports = [audited(dsn) for _ in range(4)]
             finally:
                 done.set()
-        assert [[]] * 6 == [report.findings for report in reports]
+        assert [[]] * 4 == [report.findings for report in reports]
         assert reports[0].events < reports[-1].events
         assert all(each.result() for each in working)
 
