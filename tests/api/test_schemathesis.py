@@ -46,6 +46,7 @@ CHECKS: list[Any] = [
     response_schema_conformance,
 ]
 MODES = [schemathesis.GenerationMode.POSITIVE, schemathesis.GenerationMode.NEGATIVE]
+CREDENTIALS = {"Authorization", "X-Admin-Key"}
 CALLERS = ("master", "owner", "auditor", "user", "team", "stranger")
 FAREWELLS = ("logout", "password", "deactivate", "suspend", "pause", "cancel", "complete", "revoke", "rotate", "status")
 
@@ -96,6 +97,8 @@ def check(world: World, *, examples: int, seed: int | None = None, derandomize: 
                 case.path_parameters.update(
                     {name: world.ids.get(name, value) for name, value in case.path_parameters.items()}
                 )
+            for name in CREDENTIALS & case.headers.keys():
+                del case.headers[name]  # nobody gets far with what is made up
             headers = {"Authorization": f"Bearer {world.callers[caller]}"}
             answer = case.call(base_url=world.server.url, headers=headers, session=session, timeout=30)
             statuses[answer.status_code] += 1
