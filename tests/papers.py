@@ -31,7 +31,7 @@ def errors() -> str:
 Every refusal is `{{"detail": ..., "code": ...}}` with the status of its code. `code` is stable: programs decide by it;
 `detail` is for people. Facts, such as `credits_needed` or `resource`, are further fields beside them. For
 `validation_error` the detail is a list of `{{"loc": [...], "msg": ..., "type": ...}}`, one for each wrong place.
-Under `/v1` the same is said in OpenAI's words: `{{"error": {{"message": ..., "type": ..., "param": ..., "code": ...}}}}`.
+Under `/v1` it is all said in OpenAI's words: `{{"error": {{"message": ..., "type": ..., "param": ..., "code": ...}}}}`.
 
 409, 429 and 503 carry `Retry-After` in seconds: how long it really takes where that is known, otherwise {waits}.
 401 carries `WWW-Authenticate: Bearer`. Worth a retry with the same `Idempotency-Key`: 409, 429, 500 and 503, and
