@@ -57,8 +57,10 @@ class Edge:
                 await _tidy_up(scope["state"], status, message["body"])
             await send(message)
 
+        if method != "GET":  # whose body nobody reads
+            receive = self._bounded(headers.get(b"content-length", b"0"), receive)
         try:
-            await self._app(scope, self._bounded(headers.get(b"content-length", b"0"), receive), send_marked)
+            await self._app(scope, receive, send_marked)
         finally:
             seconds = time.perf_counter() - started
             metrics.request_answered(method, str(scope.get("path_template", "none")), status, seconds)

@@ -23,6 +23,14 @@ def test_a_body_may_be_as_large_as_the_setting_says_and_no_larger(database: str)
             assert (413, "payload_too_large") == code(refused)
 
 
+def test_a_body_that_nobody_reads_may_have_any_size(database: str) -> None:
+    with running(database, max_body_bytes=1024) as server, server.client() as admin:
+        admin.post("/api/organizations/create", json={"organization_id": "o", "name": "O"})
+        for path in ("/api/jobs", "/api/audit/events"):
+            asked = admin.request("GET", path, content=b"x" * 4096, headers={"Accept": "application/x-ndjson"})
+            assert asked.is_success
+
+
 # -- pages of other origins --------------------------------------------------------------------------------------------
 
 ORIGIN = "https://app.example"
