@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
+from types import TracebackType
 from typing import LiteralString
 
 import psycopg
@@ -218,6 +219,18 @@ async def open_pool(
     return pool
 
 
+class _Kept(AsyncConnection[TupleRow]):
+    """A connection that ends with its block, also if its task is cancelled again while it still rolls back."""
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, problem: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        try:
+            await super().__aexit__(kind, problem, trace)
+        finally:
+            await self.close()
+
+
 async def connect(
     dsn: str, *, name: str = "saas-litellm", statement_timeout_ms: int = 30_000
 ) -> AsyncConnection[TupleRow]:
@@ -227,7 +240,7 @@ async def connect(
         name: application_name in PostgreSQL.
         statement_timeout_ms: 0 for none.
     """
-    connection = await AsyncConnection.connect(_conninfo(dsn, name), autocommit=True)
+    connection = await _Kept.connect(_conninfo(dsn, name), autocommit=True)
     try:
         await _step_down(connection, statement_timeout_ms=statement_timeout_ms)
     except BaseException:

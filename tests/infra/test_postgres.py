@@ -1,5 +1,6 @@
 """Migrations, roles, and connections that survive their database."""
 
+import asyncio
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -209,6 +210,28 @@ def test_a_connection_that_died_idle_is_not_lent(database: str, runner: Run):
                 await owner.execute("SELECT pg_terminate_backend(%s, 5000)", [victim])
             async with pool.connection() as connection:
                 assert connection.info.backend_pid != victim
+
+    runner(story())
+
+
+def test_a_connection_ends_with_its_block_however_often_that_is_cancelled(database: str, runner: Run):
+    async def story() -> None:
+        kept: list[psycopg.AsyncConnection[Any]] = []
+
+        async def keep() -> None:
+            async with await connect(database) as connection:
+                kept.append(connection)
+                await asyncio.Event().wait()
+
+        keeping = asyncio.create_task(keep())
+        await eventually(lambda: kept)
+        [connection] = kept
+        async with connection.lock:  # as if the rollback took its time
+            keeping.cancel()
+            await asyncio.sleep(0)
+            keeping.cancel()
+            await asyncio.wait([keeping])
+        assert connection.closed
 
     runner(story())
 
