@@ -33,7 +33,12 @@ Progress = Callable[[int, int], None]
 
 _HAS_READ_MODELS = "select to_regclass('readmodel.tracking') is not null"
 _MAY_MAKE_TABLES = "select not pg_is_in_recovery() and has_database_privilege(current_database(), 'temporary')"
-_ENTER: LiteralString = "set temp_buffers = '64MB'; set search_path = pg_temp; set statement_timeout = 0"
+_ENTER: LiteralString = """
+set temp_buffers = '64MB';
+set search_path = pg_temp;
+set statement_timeout = 0;
+set plan_cache_mode = force_custom_plan;
+"""
 _VERSIONS = "select projection, version from readmodel.definitions"
 _TRANSACTION = "select mod(pg_current_xact_id_if_assigned()::text::numeric, 4294967296)::bigint"  # as xmin has it
 

@@ -33,6 +33,7 @@ _ENTER: LiteralString = """
 set role saas_ledger_app;
 set search_path = readmodel_shadow, readmodel;
 set statement_timeout = 0;
+set plan_cache_mode = force_custom_plan;
 """
 
 _LEFT_OVER = "select tablename from pg_tables where schemaname = 'readmodel_shadow'"

@@ -23,6 +23,7 @@ from projections.projection import Batch, Projection, Question, encode
 log = structlog.get_logger()
 
 LEFT_BEHIND = 0  # versions begin with 1
+MANY_EVENTS = 500  # are worth new plans: old ones may go through all of a table that was small when they were made
 SET_UP_LOCK = 0x5E70B  # any number, the same in every process
 
 _SETUP = """
@@ -53,7 +54,10 @@ on conflict (projection) do update set version = 0, position = coalesce(definiti
 
 # Rows and position go to the disk together, be it a moment later: what a crash takes back is projected again from the
 # journal. So nobody who appends has to wait for one more flush.
-_WORK = "select set_config('search_path', 'readmodel', true), set_config('synchronous_commit', 'off', true)"
+_WORK = """
+select set_config('search_path', 'readmodel', true), set_config('synchronous_commit', 'off', true),
+       set_config('plan_cache_mode', %s, true)
+"""
 _DEFINITIONS = "select projection, version, position from readmodel.definitions"
 _TRACKED = "select position from readmodel.tracking"
 _STAND = """
@@ -174,7 +178,7 @@ async def project(connection: Connection, projections: Sequence[Projection], bat
         definitions = _definitions(await defined.fetchall())
         found = _in_place(definitions, projections)
         await _leave_behind(connection, definitions, found, position)
-        await connection.execute(_WORK)
+        await connection.execute(_WORK, ("force_custom_plan" if len(batch.events) >= MANY_EVENTS else "auto",))
         await project_rows(connection, found, batch)
         reached = batch.events[-1].position
         await connection.execute("update tracking set position = %s", (reached,))
