@@ -69,9 +69,11 @@ class Progress:
         self._left_behind = stand.left_behind
         waiting, self._waiting = self._waiting, []
         for wanted, reached in waiting:
+            if reached.done():
+                continue  # nobody waits for it any more
             if wanted > self.position:
                 self._waiting.append((wanted, reached))
-            elif not reached.done():
+            else:
                 reached.set_result(None)
 
     async def reach(self, position: int, timeout_s: float = 2.0) -> int:
@@ -80,17 +82,22 @@ class Progress:
         Returns:
             How many events the last of them is still behind it when the time is up; 0 if all have passed it.
         """
-        if self._left_behind is not None:
-            await self._inquire()  # it may be in place by now, without any new event
-        if self.position < position:
-            reached: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-            self._waiting.append((position, reached))
-            self._wanted.set()
-            self._look()
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(timeout_s):
-                    await reached
+        if self._left_behind is None and self.position >= position:
+            return 0
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(timeout_s):
+                if self._left_behind is not None:
+                    await self._inquire()  # it may be in place by now, without any new event
+                if self.position < position:
+                    await self._passed(position)
         return max(0, position - Stand(self.position, self._left_behind).shown)
+
+    async def _passed(self, position: int) -> None:
+        reached: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._waiting.append((position, reached))
+        self._wanted.set()
+        self._look()
+        await reached
 
     def attend(self) -> None:
         """To be said before events are read: whoever has waited until now is about to be served."""
