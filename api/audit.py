@@ -195,7 +195,7 @@ class AuditController(Controller):
             )
         )
 
-    @get("/events")
+    @get("/events", opt={"also": [NDJSON]})
     async def events(
         self,
         request: Request[Any, Any, Any],
@@ -260,7 +260,7 @@ class AuditController(Controller):
             )
         )
 
-    @get("/teams/{team_id:str}/replay")
+    @get("/teams/{team_id:str}/replay", opt={"also": [NDJSON]})
     async def replay(
         self,
         request: Request[Any, Any, Any],

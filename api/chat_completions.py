@@ -21,7 +21,16 @@ from api.calling import Call, CallBody, Ended, Finished, Piece, Question
 from api.create_and_call import whole_job
 from api.house import House
 from api.jobs import uuid_of
-from api.llm_calls import ChatCompletion, EventWriter, completion_fields, delta_of, ending, event_stream, usage_answer
+from api.llm_calls import (
+    SSE,
+    ChatCompletion,
+    EventWriter,
+    completion_fields,
+    delta_of,
+    ending,
+    event_stream,
+    usage_answer,
+)
 from api.model_aliases import look
 from api.problems import HANDLERS, Invalid, Trouble
 from domain.catalog import available_models
@@ -115,7 +124,7 @@ class ChatCompletionsController(Controller):
     tags = ["OpenAI"]
     exception_handlers = ERRORS
 
-    @post("/chat/completions", status_code=200, before_request=limited_chat, opt={"may_stream": True})
+    @post("/chat/completions", status_code=200, before_request=limited_chat, opt={"also": [SSE]})
     async def complete(
         self,
         caller: NamedDependency[Caller],

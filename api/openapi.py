@@ -24,6 +24,7 @@ from litestar.typing import FieldDefinition
 from api.caller import Door
 from api.problems import PROBLEMS
 from api.request_examples import EXAMPLES, STREAM
+from api.tables import MEDIA_TYPES
 from infra.version import VERSION
 
 Json = dict[str, Any]
@@ -304,9 +305,15 @@ def _operation(path: str, method: str, operation: Json, handler: HTTPRouteHandle
     if "requestBody" in operation:
         made["requestBody"] = _request_body(operation["requestBody"], handler)
     made["responses"] = _responses(path, method, {**made, "responses": operation["responses"]})
-    if handler.opt.get("may_stream"):
-        made["responses"]["200"]["content"]["text/event-stream"] = {"schema": {}}
+    for media_type in _other_media_types(made, handler):
+        made["responses"]["200"]["content"].setdefault(media_type, {"schema": {}})
     return made
+
+
+def _other_media_types(operation: Json, handler: HTTPRouteHandler) -> list[str]:
+    """How else an operation may answer: in a format that the query names, or as its handler says (`also`)."""
+    formats = [each["schema"]["enum"] for each in operation.get("parameters", []) if each["name"] == "format"]
+    return [*(MEDIA_TYPES[name] for names in formats for name in names), *handler.opt.get("also", ())]
 
 
 def _caller(door: Door | None) -> str:

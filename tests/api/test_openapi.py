@@ -15,6 +15,7 @@ from api.app import CONTROLLERS, SURROUNDINGS, described
 from api.openapi import CALLERS, TAGS, Json, operations_of
 from api.problems import PROBLEMS
 from api.request_examples import EXAMPLES
+from api.tables import MEDIA_TYPES
 from tests.api.test_mistakes import query_of
 from tests.api.world import World
 
@@ -112,6 +113,17 @@ def test_streams_are_described_as_server_sent_events(document: Json) -> None:
     for _, path, operation in operations_of(document):
         if path.endswith("-stream"):
             assert list(operation["responses"]["200"]["content"]) == ["text/event-stream"], path
+
+
+def test_every_format_is_described(document: Json) -> None:
+    for path, kinds in {
+        "/api/reports/costs": {"application/json", "text/csv", "application/x-ndjson"},
+        "/api/reports/statements/{team_id}/{period}": set(MEDIA_TYPES.values()),
+        "/api/audit/events": {"application/json", "application/x-ndjson"},
+        "/v1/chat/completions": {"application/json", "text/event-stream"},
+    }.items():
+        (operation,) = document["paths"][path].values()
+        assert kinds == operation["responses"]["200"]["content"].keys(), path
 
 
 def test_every_error_is_described_with_its_codes(document: Json) -> None:
