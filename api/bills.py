@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import msgspec
 from msgspec import Meta
 
-from api.bodies import MAX_AMOUNT, MAX_DIGITS, NO_CONTROL, convert, printable
+from api.bodies import MAX_AMOUNT, MAX_DIGITS, NO_CONTROL, convert, parse
 from api.problems import Invalid, Trouble
 from domain.statement import BillLine
 
@@ -58,20 +58,17 @@ def bill_lines(body: bytes) -> tuple[BillLine, ...]:
 
 def _json_rows(text: str) -> Iterable[Mapping[str, Any]]:
     try:
-        whole = _decoded(text)
+        whole = parse(text.encode(), _JSON)
     except Trouble:
-        return [_object(number, _decoded(row)) for number, row in enumerate(text.splitlines(), 1) if row.strip()]
+        return [
+            _object(number, parse(row.encode(), _JSON))
+            for number, row in enumerate(text.splitlines(), 1)
+            if row.strip()
+        ]
     if isinstance(whole, dict) and isinstance(whole.get("lines"), list):
         whole = whole["lines"]
     rows = whole if isinstance(whole, list) else [whole]
     return [_object(number, row) for number, row in enumerate(rows, 1)]
-
-
-def _decoded(text: str) -> Any:
-    try:
-        return _JSON.decode(printable(text.encode()))
-    except msgspec.DecodeError:
-        raise Trouble("malformed_json") from None
 
 
 def _object(number: int, row: Any) -> Mapping[str, Any]:

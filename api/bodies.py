@@ -111,12 +111,15 @@ def decode_body(body: bytes, kind: Any) -> Any:
         raise Trouble("malformed_json") from None
 
 
-def parse(body: bytes) -> Any:
+_ANY = msgspec.json.Decoder()
+
+
+def parse(body: bytes, decoder: msgspec.json.Decoder[Any] = _ANY) -> Any:
     """Any JSON."""
     body = printable(body)
     _require_shallow(body)
     try:
-        return _ANY.decode(body)
+        return decoder.decode(body)
     except (msgspec.DecodeError, UnicodeDecodeError):
         raise Trouble("malformed_json") from None
 
@@ -243,6 +246,3 @@ def _complaint(message: str) -> Invalid:
 @lru_cache(maxsize=512)
 def _decoder(kind: Any) -> msgspec.json.Decoder[Any]:
     return msgspec.json.Decoder(kind, strict=True)
-
-
-_ANY = msgspec.json.Decoder()

@@ -169,7 +169,8 @@ def test_a_bill_that_makes_no_sense_is_refused_at_its_line(
 
 
 def test_broken_json_lines_are_broken_json(admin: httpx.Client) -> None:
-    refused(import_bill(admin, '{"day": \n'), 400, "malformed_json")
+    for broken in ('{"day": \n', "[" * 100_000, '{"lines": ' + "[" * 200 + "]" * 200 + "}"):
+        refused(import_bill(admin, broken), 400, "malformed_json")
 
 
 def test_differences_come_as_a_file(admin: httpx.Client, model: str, bill: str) -> None:
