@@ -20,7 +20,8 @@ import httpx
 import psutil
 
 from bench.load import Result, load, request
-from tests.proofs.house import House, a_house, free_port, make_team
+from tests.proofs.house import House, a_house, make_team
+from tests.waiting import free_port
 
 QUESTION = {"messages": [{"role": "user", "content": "Say yes."}]}
 
@@ -99,7 +100,7 @@ def job_creation(house: House, team_id: str, key: str, seconds: float) -> None:
     say("durable POST /api/jobs/create, 1", load(house.port, cycle([ours_request]), connections=1, seconds=2))
 
 
-def llm_calls(house: House, team_id: str, key: str, seconds: float) -> None:
+def llm_calls(house: House, team_id: str, key: str, seconds: float, *, through: str = "llm-call") -> None:
     with a_provider() as port:
         provider_alias(house, port, "bench")
         direct = request("POST", "/v1/chat/completions", key="sk-of-the-bench", body={**QUESTION, "model": "gpt-ok"})
@@ -116,9 +117,9 @@ def llm_calls(house: House, team_id: str, key: str, seconds: float) -> None:
         many = load(house.port, paths, connections=32, seconds=seconds)
     added = one.percentile_ms(50) - alone.percentile_ms(50)
     say("provider directly, 1 connection", alone)
-    say("llm-call, 1 connection", one, f"adds {added:.2f} ms at p50")
+    say(f"{through}, 1 connection", one, f"adds {added:.2f} ms at p50")
     say("provider directly, 32 connections", many_alone)
-    say("llm-call, 32 connections", many, f"{many.per_second / many_alone.per_second:.2f} of the provider alone")
+    say(f"{through}, 32 connections", many, f"{many.per_second / many_alone.per_second:.2f} of the provider alone")
 
 
 def hot_team(house: House, team_id: str, key: str) -> None:
@@ -163,6 +164,10 @@ def main() -> None:
             hot_team(house, team_id, key)
             memory(house)
         start_up(data_dir)
+        with a_house(data_dir, LLM_TRANSPORT="litellm") as house:
+            team_id, key = make_team(house, credits=10_000_000)
+            llm_calls(house, team_id, key, seconds, through="llm-call through LiteLLM")
+            memory(house)
 
 
 if __name__ == "__main__":
