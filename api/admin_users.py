@@ -17,7 +17,7 @@ from msgspec import UNSET, Meta
 
 from api.admin_passwords import NewPassword, Replacing, TypedPassword, keeping, matched
 from api.answers import reply, ts, ts_or_none
-from api.bodies import Name200
+from api.bodies import EMAIL, Name200
 from api.caller import Caller, account_keepers_only, keepers_only, person_only
 from api.house import House
 from api.jobs import uuid_of
@@ -52,7 +52,7 @@ from infra.ledger import Outcome
 
 T = TypeVar("T")
 
-Email = Annotated[str, Meta(max_length=254, pattern=r"^[^@\s\x00-\x1f\x7f\ufffd]+@[^@\s\x00-\x1f\x7f\ufffd]+$(?!\n)")]
+Email = Annotated[str, Meta(max_length=254, pattern=EMAIL)]
 RoleWord = Literal["owner", "admin", "user", "auditor", "viewer"]
 
 POST_OR_PUT = [HttpMethod.POST, HttpMethod.PUT]

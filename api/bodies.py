@@ -27,7 +27,18 @@ from domain.team import RefillPeriod
 # Ids and names travel in paths, headers and logs: no slash in ids, nothing unprintable in either. (To Python, `$` alone
 # is also true before a line feed at the end.)
 NO_CONTROL = r"^[^\x00-\x1f\x7f\ufffd]*$(?!\n)"
-ID = Annotated[str, Meta(min_length=1, max_length=255, pattern=r"^[^/\x00-\x1f\x7f\ufffd]*$(?!\n)")]
+NO_SLASH = r"^[^/\x00-\x1f\x7f\ufffd]*$(?!\n)"
+EMAIL = r"^[^@\s\x00-\x1f\x7f\ufffd]+@[^@\s\x00-\x1f\x7f\ufffd]+$(?!\n)"
+# What a complaint says instead of the expression.
+_IN_WORDS = {
+    f"Expected `str` matching regex {pattern!r}": words
+    for pattern, words in (
+        (NO_CONTROL, "Expected text without control characters"),
+        (NO_SLASH, "Expected text without slashes and control characters"),
+        (EMAIL, "Expected an e-mail address"),
+    )
+}
+ID = Annotated[str, Meta(min_length=1, max_length=255, pattern=NO_SLASH)]
 Name200 = Annotated[str, Meta(min_length=1, max_length=200, pattern=NO_CONTROL)]
 Name100 = Annotated[str, Meta(min_length=1, max_length=100, pattern=NO_CONTROL)]
 Name255 = Annotated[str, Meta(min_length=1, max_length=255, pattern=NO_CONTROL)]
@@ -240,7 +251,7 @@ def _complaint(message: str) -> Invalid:
         loc += [step["name"] or (int(step["index"]) if step["index"].isdigit() else step["index"]) for step in steps]
     if missing := _FIELD.match(text):
         return Invalid([*loc, missing["field"]], "field required", "value_error.missing")
-    return Invalid(loc, text, kind_of(text))
+    return Invalid(loc, _IN_WORDS.get(text, text), kind_of(text))
 
 
 @lru_cache(maxsize=512)

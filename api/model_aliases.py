@@ -14,7 +14,7 @@ from msgspec import UNSET, Meta, UnsetType
 from msgspec.structs import replace
 
 from api.answers import number_or_none, reply, ts, usd6
-from api.bodies import NO_CONTROL, Name200, Name255, Text1000, exact
+from api.bodies import NO_CONTROL, NO_SLASH, Name200, Name255, Text1000, exact
 from api.caller import Caller, admin_only, team_or_admin
 from api.house import House
 from api.listing import Page, chosen, listed, one_of
@@ -53,7 +53,6 @@ from projections.group_teams import Kind
 T = TypeVar("T")
 
 # Names travel in paths.
-NO_SLASH = r"^[^/\x00-\x1f\x7f\ufffd]*$(?!\n)"
 AliasName = Annotated[str, Meta(min_length=1, max_length=200, pattern=NO_SLASH)]
 Text255 = Annotated[str, Meta(max_length=255, pattern=NO_CONTROL)]
 Teams = Mapping[str, Iterable[str]]

@@ -12,11 +12,11 @@ from litestar.params import FromPath, FromQuery, JSONBody
 from msgspec import UNSET, Meta, UnsetType
 
 from api.answers import reply, ts
-from api.bodies import Name200, Name255, Text1000
+from api.bodies import NO_SLASH, Name200, Name255, Text1000
 from api.caller import Caller, admin_only, team_or_admin
 from api.house import House
 from api.listing import Page, chosen, listed, one_of
-from api.model_aliases import NO_SLASH, list_price, look
+from api.model_aliases import list_price, look
 from api.problems import Invalid
 from api.shapes import Timestamp, Uuid
 from domain.catalog import (

@@ -55,6 +55,16 @@ def test_a_name_that_cannot_be_printed_is_refused(admin: httpx.Client, team: Tes
             assert (422, ["body", field]) == (refused.status_code, refused.json()["detail"][0]["loc"]), (field, name)
 
 
+def test_a_complaint_tells_what_is_expected_in_words(admin: httpx.Client, team: TestTeam) -> None:
+    def complaint(path: str, **fields: str) -> Any:
+        return post(admin, path, body_for(path, team) | fields).json()["detail"][0]["msg"]
+
+    without_slashes = "Expected text without slashes and control characters"
+    assert without_slashes == complaint("/api/organizations/create", organization_id="a/b")
+    assert without_slashes == complaint("/api/model-groups/create", group_name="a/b")
+    assert "Expected text without control characters" == complaint("/api/jobs/create", job_type="a\n")
+
+
 def test_in_free_text_it_is_replaced(admin: httpx.Client, team: TestTeam) -> None:
     odd, kept = "a\x00b \ud800 \U0001f600", "a\ufffdb \ufffd \U0001f600"
     job = {"team_id": team.team_id, "job_type": "t", "metadata": {odd: [odd]}}
