@@ -104,6 +104,8 @@ async def rebuild_all(
         except psycopg.errors.LockNotAvailable:
             log.info("rebuild.waits", reason="a table is being read for long")
             await asyncio.sleep(AGAIN_SECONDS)
+    # The end of the connection would give the lock back as well, but PostgreSQL notices that a moment later.
+    await _one(connection, "select pg_advisory_unlock(%s)", REBUILD_LOCK)
     return Rebuilt(building.position, *compared)
 
 
