@@ -67,7 +67,7 @@ def encode(content: Any) -> bytes:
     return _ENCODER.encode(content)
 
 
-class Answer(Response[T]):
+class _Ready(Response[T]):
     """A JSON answer that goes out as it is: nobody on its way has anything to add."""
 
     def to_asgi_response(self, *_: object, **__: object) -> ASGIResponse:
@@ -84,4 +84,4 @@ class Answer(Response[T]):
 
 def reply(content: T, *, status: int = 200, headers: Mapping[str, str] | None = None) -> Response[T]:
     """An answer with a JSON body."""
-    return Answer(cast("T", encode(content)), status_code=status, headers=headers)
+    return _Ready(cast("T", encode(content)), status_code=status, headers=headers)

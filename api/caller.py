@@ -17,13 +17,13 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Literal, cast
 
-from litestar import Response
+from litestar import Request, Response
 
 from api import idempotency
 from api.answers import encode, reply
 from api.house import House
 from api.problems import Trouble
-from api.throttle import Admission, AnyRequest, limited
+from api.throttle import Admission, limited
 from domain.errors import AdminRequired, Forbidden, InsufficientCredits, JwtRequired, NotFound, Refusal, Unauthorized
 from domain.job import Job
 from domain.organization import Organization
@@ -189,7 +189,7 @@ class Door:
     writing: Permission | None = "write"
     is_limited: bool = False
 
-    async def __call__(self, request: AnyRequest) -> None:
+    async def __call__(self, request: Request[Any, Any, Any]) -> None:
         house: House = request.app.state.house
         state: dict[str, Any] = request.scope["state"]
         is_safe = request.method in SAFE_METHODS
@@ -236,20 +236,20 @@ log_readers_only = Door(master=False, reading="audit")
 """J: who may read what administrators did."""
 
 
-async def open_to_all(request: AnyRequest) -> None:
+async def open_to_all(request: Request[Any, Any, Any]) -> None:
     """O: no credential is asked for, and none is looked at."""
     state: dict[str, Any] = request.scope["state"]
     await _let_in(request, Caller(request.app.state.house, state["request_id"], "anybody", ANYBODY))
 
 
-def the_caller(request: AnyRequest) -> Caller:
+def the_caller(request: Request[Any, Any, Any]) -> Caller:
     """The one whom the door let in."""
     caller = cast("Caller", request.scope["state"]["caller"])
     caller.admission = request.scope["state"].get("admission")
     return caller
 
 
-async def _let_in(request: AnyRequest, caller: Caller) -> None:
+async def _let_in(request: Request[Any, Any, Any], caller: Caller) -> None:
     state: dict[str, Any] = request.scope["state"]
     if request.method == "POST":
         caller.claim = state["claim"] = await idempotency.claim(request, caller.house, caller.actor)
@@ -260,7 +260,7 @@ async def _let_in(request: AnyRequest, caller: Caller) -> None:
 
 
 async def _recognised(
-    request: AnyRequest, house: House, request_id: str, needed: Permission | None, *, is_safe: bool
+    request: Request[Any, Any, Any], house: House, request_id: str, needed: Permission | None, *, is_safe: bool
 ) -> Caller:
     """Whose credential this is; whether it is still worth anything is for its guard to say."""
     admin_key = request.headers.get("x-admin-key")
@@ -272,7 +272,7 @@ async def _recognised(
     return _person(house, request_id, token, needed) or await _team(house, request_id, token, is_safe=is_safe)
 
 
-def _bearer(request: AnyRequest) -> str:
+def _bearer(request: Request[Any, Any, Any]) -> str:
     words = request.headers.get("authorization", "").split(" ")
     if len(words) != 2 or words[0].lower() != "bearer" or not words[1]:
         raise Unauthorized

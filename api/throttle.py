@@ -16,8 +16,6 @@ from domain.team import Team
 from infra.limits import Ticket
 from infra.llm import Target
 
-AnyRequest = Request[Any, Any, Any]
-
 
 @dataclass(slots=True)
 class Admission:
@@ -36,7 +34,7 @@ class Admission:
         await self.settle(0)
 
 
-async def limited(request: AnyRequest) -> None:
+async def limited(request: Request[Any, Any, Any]) -> None:
     """Counts the call against its team's limits: requests always, tokens if the body can be estimated.
 
     Raises:
@@ -65,7 +63,7 @@ async def limited(request: AnyRequest) -> None:
         raise Trouble("rate_limited", headers=retry_after, limit=allowance.limit)
 
 
-async def _team(request: AnyRequest, house: House, body: dict[str, Any]) -> Team | None:
+async def _team(request: Request[Any, Any, Any], house: House, body: dict[str, Any]) -> Team | None:
     """The team whose call it is; None if there is none, which the checks that follow will say."""
     caller = request.scope["state"]["caller"]
     team_id = caller.team_id
