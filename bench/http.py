@@ -155,7 +155,8 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=8.0, help="of each measurement")
     seconds = parser.parse_args().seconds
     with tempfile.TemporaryDirectory(prefix="bench-") as folder:
-        data_dir = Path(folder)
+        data_dir = Path(folder) / "lean"
+        data_dir.mkdir()
         with a_house(data_dir) as house:
             memory(house)
             team_id, key = make_team(house, credits=10_000_000)
@@ -164,7 +165,9 @@ def main() -> None:
             hot_team(house, team_id, key)
             memory(house)
         start_up(data_dir)
-        with a_house(data_dir, LLM_TRANSPORT="litellm") as house:
+        through_litellm = Path(folder) / "litellm"
+        through_litellm.mkdir()
+        with a_house(through_litellm, LLM_TRANSPORT="litellm") as house:
             team_id, key = make_team(house, credits=10_000_000)
             llm_calls(house, team_id, key, seconds, through="llm-call through LiteLLM")
             memory(house)
