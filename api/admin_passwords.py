@@ -6,7 +6,7 @@ A password never changes: a new one is a new secret, and the old one is deleted 
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from typing import Annotated, Any
-from uuid import UUID, uuid4
+from uuid import UUID
 
 from msgspec import Meta
 
@@ -14,6 +14,7 @@ from api import keeping as secrets
 from api.house import House
 from domain.event import Event
 from domain.user import User, Users
+from infra.ids import new_id
 from infra.ledger import Decide
 from infra.passwords import LONGEST, SHORTEST
 from infra.secrets import SecretMissing
@@ -34,7 +35,7 @@ async def keeping(house: House, password: str) -> AsyncIterator[str]:
 
 async def matched(house: House, user: User | None, password: str) -> str | None:
     """The id of the user's password, if it is this one. Nobody costs the same time as somebody."""
-    password_id = str(uuid4()) if user is None else user.password_id
+    password_id = new_id() if user is None else user.password_id
     try:
         stored = (await house.secrets.get(UUID(password_id))).decode()
     except SecretMissing:

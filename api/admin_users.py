@@ -7,7 +7,6 @@ and goes out is in sessions.py.
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from typing import Annotated, Literal, TypeVar, cast
-from uuid import uuid4
 
 import msgspec
 from litestar import Controller, HttpMethod, Response, delete, get, post, put, route
@@ -48,6 +47,7 @@ from domain.user import (
     reset_password,
     set_user_active,
 )
+from infra.ids import new_id
 from infra.ledger import Outcome
 
 T = TypeVar("T")
@@ -142,7 +142,7 @@ class AdminUsersController(Controller):
         """Make an administrator. An admin makes role user only."""
         email, display_name = data.names()
         _require_small(data.metadata)
-        user_id = str(uuid4())
+        user_id = new_id()
         async with keeping(house, data.password) as password_id:
             command = CreateUser(
                 **caller.signature(),
@@ -253,7 +253,7 @@ async def add_user(house: House, *, email: str, display_name: str, password: str
         AlreadyRegistered: another administrator has this e-mail.
         ValueError: the password is too short or too long.
     """
-    user_id = str(uuid4())
+    user_id = new_id()
     async with keeping(house, password) as password_id:
         command = CreateUser(
             at=datetime.now(UTC),

@@ -1,16 +1,16 @@
 """The journal for auditors: every event with its hash, and every balance explained and added up again from nothing.
 
 Long answers come in pages, or in one piece to whoever accepts `application/x-ndjson`: one event a line, page by page
-in constant memory. Both go on where they ended with `after`, the last position that was seen.
+in constant memory; a replay also as CSV. Both go on where they ended with `after`, the last position that was seen.
 """
 
 import asyncio
-import re
 from base64 import b64encode
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
+from contextlib import suppress
 from dataclasses import asdict
 from datetime import datetime
-from typing import Annotated, Any, cast
+from typing import Annotated, Any, TypeVar, cast
 
 import msgspec
 from litestar import Controller, Request, Response, get
@@ -27,18 +27,22 @@ from api.jobs import uuid_of
 from api.listing import MOST_OFFSET, Page, chosen, one_of, until, wrapped
 from api.problems import Invalid, Trouble
 from api.shapes import CallAnswer, JobAnswer, Timestamp, call_answer, calls_of, job_answer
+from api.tables import MEDIA_TYPES, AskedFormat, Format, attached, csv_lines, format_of
 from domain.credit import Account, CreditMovement
 from domain.errors import NotFound
 from domain.event import JsonObject
 from domain.job import Job
-from domain.streams import CREDIT, DECODERS, JOB, decode
+from domain.streams import CREDIT, DECODERS, JOB
 from infra import metrics, readable
+from infra.journal import PoisonEvent
 from infra.verify import verify
 from projections import evidence
 from projections.evidence import Evidence, Wanted, signature_of
 from projections.jobs import JobRecord
 
-NDJSON = "application/x-ndjson"
+T = TypeVar("T")
+
+NDJSON = MEDIA_TYPES["ndjson"]
 PAGE = 1000
 VERIFIED_AT_ONCE = 1_000_000  # events; some seconds of work
 SECTION = 1000  # notifications
@@ -46,11 +50,9 @@ SECTION = 1000  # notifications
 After = Annotated[int, QueryParameter(ge=0, le=MOST_OFFSET, description="The last position that was seen")]
 Limit = Annotated[
     int | None,
-    QueryParameter(ge=1, le=MOST_OFFSET, description="How many at most: 100, up to 1000; no limit in NDJSON"),
+    QueryParameter(ge=1, le=MOST_OFFSET, description="How many at most: 100, up to 1000; no limit in a file"),
 ]
 Raw = Annotated[bool, QueryParameter(description="Also the bytes of each event, as `state`: they are what is hashed")]
-
-_NOTED = re.compile(r"^(?P<position>[0-9]{1,18}):(?P<hash>[0-9a-fA-F]{64})$")
 
 # Recomputing hashes is work for a processor: one auditor at a time, so that customers keep theirs.
 _verifying = asyncio.Semaphore(1)
@@ -116,12 +118,15 @@ class Recorded(msgspec.Struct, kw_only=True):
 
 
 class Movement(msgspec.Struct, kw_only=True):
-    """What an event did to an account, added up from nothing, beside what was recorded then."""
+    """What an event did to an account, added up from nothing, beside what was recorded then.
+
+    An event that nobody can read any more did nothing, and does not agree; `at` and `by` are null.
+    """
 
     position: int
     version: int
-    at: Timestamp
-    by: str
+    at: Timestamp | None
+    by: str | None
     type: str
     transaction_id: str | None
     job_id: str | None
@@ -138,7 +143,10 @@ class Movement(msgspec.Struct, kw_only=True):
 
 
 class ReplayPage(msgspec.Struct, kw_only=True):
-    """`agrees` and the totals are about all events up to here, also those of earlier pages."""
+    """`agrees` and the totals are about all events up to here, also those of earlier pages.
+
+    `next_after` is where to go on; null at the end.
+    """
 
     team_id: str
     movements: list[Movement]
@@ -211,7 +219,7 @@ class AuditController(Controller):
         wanted = Wanted(stream=stream, topic=chosen("type", kind, DECODERS), team_id=team_id)
         last = await _head_position(house)
         if _wants_lines(request):
-            return _lines(_every_event(house, wanted, after, last, limit, raw=raw))
+            return _streamed(_every_event(house, wanted, after, last, limit, raw=raw))
         async with house.pool.connection() as connection:
             found, looked_at = await evidence.page(connection, wanted, after=after, until=last, limit=_at_most(limit))
         return reply(
@@ -260,7 +268,7 @@ class AuditController(Controller):
             )
         )
 
-    @get("/teams/{team_id:str}/replay", opt={"also": [NDJSON]})
+    @get("/teams/{team_id:str}/replay")
     async def replay(
         self,
         request: Request[Any, Any, Any],
@@ -271,21 +279,24 @@ class AuditController(Controller):
         ] = None,
         after: After = 0,
         limit: Limit = None,
+        asked: AskedFormat = None,
     ) -> Response[ReplayPage]:
         """Add up a team's credits from nothing, event by event, and compare with what was recorded each time."""
+        kind = format_of(request, asked)
         end = await _head_position(house) if until_ is None else until("until", until_)
         replayed = Replay(house, team_id, end)
         await replayed.begin()
-        if _wants_lines(request):
-            return _lines(_pages_of_lines(replayed.movements(after), limit))
-        movements: list[Movement] = []
-        next_after = None
+        if kind == "csv":
+            rows = _in_pages(replayed.movements(after), limit, _as_csv)
+            return _streamed(_with_header(rows), kind, attached(f"replay-{team_id}.csv"))
+        if kind == "ndjson":
+            return _streamed(_in_pages(replayed.movements(after), limit, _as_lines))
+        most, movements = _at_most(limit), list[Movement]()
         async for movement in replayed.movements(after):
-            if len(movements) == _at_most(limit):
-                next_after = movements[-1].position
-                break
             movements.append(movement)
-        return reply(replayed.page(movements, next_after))
+            if len(movements) == most:
+                return reply(replayed.page(movements, movement.position))
+        return reply(replayed.page(movements, None))
 
     @get("/jobs/{job_id:str}")
     async def job(
@@ -383,7 +394,7 @@ async def _every_event(
         async with house.pool.connection() as connection:
             found, after = await evidence.page(connection, wanted, after=after, until=last, limit=min(PAGE, left))
         left -= len(found)
-        yield b"".join(encode(event_answer(event, raw=raw)) + b"\n" for event in found)
+        yield _as_lines([event_answer(event, raw=raw) for event in found])
 
 
 # -- replay ------------------------------------------------------------------------------------------------------------
@@ -447,43 +458,47 @@ class Replay:
     def _counts(self, event: Evidence) -> bool:
         if isinstance(self._end, int):
             return event.position <= self._end
-        return decode(event.topic, event.state).at < self._end
+        signed = signature_of(event.state)
+        return signed is None or signed.at is None or signed.at < self._end
 
-    def _move(self, evidence: Evidence) -> Movement:
-        event = decode(evidence.topic, evidence.state)
-        before = self.account
-        self.account = account = cast("Account", CREDIT.evolve(before, event))
-        recorded = None
+    def _move(self, written: Evidence) -> Movement:
+        before, event, recorded = self.account, None, None
+        with suppress(PoisonEvent):
+            event = evidence.event_of(written)
+            self.account = cast("Account", CREDIT.evolve(before, event))
         if isinstance(event, CreditMovement):
             recorded = Recorded(
                 credits_remaining=event.remaining_credits,
                 credits_held=event.held_credits,
                 credits_allocated=event.allocated_credits,
             )
+        now = self.account
         replayed = Recorded(
-            credits_remaining=account.remaining, credits_held=account.held, credits_allocated=account.allocated
+            credits_remaining=now.remaining if now else 0,
+            credits_held=now.held if now else 0,
+            credits_allocated=now.allocated if now else 0,
         )
-        agrees = recorded is None or recorded == replayed
+        agrees = event is not None and recorded in (None, replayed)
         self.events += 1
         self.agrees &= agrees
         return Movement(
-            position=evidence.position,
-            version=evidence.version,
-            at=ts(event.at),
-            by=event.by,
-            type=evidence.topic,
+            position=written.position,
+            version=written.version,
+            at=None if event is None else ts(event.at),
+            by=None if event is None else event.by,
+            type=written.topic,
             transaction_id=getattr(event, "transaction_id", None),
             job_id=getattr(event, "job_id", None),
             reason=getattr(event, "reason", None),
-            credits_change=account.remaining - (before.remaining if before else 0),
-            held_change=account.held - (before.held if before else 0),
-            credits_allocated=account.allocated,
-            credits_used=account.used,
-            credits_remaining=account.remaining,
-            credits_held=account.held,
+            credits_change=replayed.credits_remaining - (before.remaining if before else 0),
+            held_change=replayed.credits_held - (before.held if before else 0),
+            credits_allocated=replayed.credits_allocated,
+            credits_used=now.used if now else 0,
+            credits_remaining=replayed.credits_remaining,
+            credits_held=replayed.credits_held,
             recorded=recorded,
             agrees=agrees,
-            hash=evidence.hash.hex(),
+            hash=written.hash.hex(),
         )
 
 
@@ -498,10 +513,10 @@ def _verified(dsn: str, first: int, last: int, noted: dict[int, str]) -> Any:
 def _noted(text: str | None) -> dict[int, str]:
     if text is None:
         return {}
-    found = _NOTED.match(text)
+    found = readable.noted_down(text)
     if found is None:
         raise Invalid(["query", "noted"], "expected POSITION:HASH", "value_error.format")
-    return {int(found["position"]): found["hash"].lower()}
+    return dict([found])
 
 
 # -- pages and lines ---------------------------------------------------------------------------------------------------
@@ -511,23 +526,44 @@ def _wants_lines(request: Request[Any, Any, Any]) -> bool:
     return NDJSON in request.headers.get("accept", "")
 
 
-def _lines(chunks: AsyncIterator[bytes]) -> Response[Any]:
-    return Stream(chunks, media_type=NDJSON)
+def _streamed(
+    pieces: AsyncIterator[bytes], kind: Format = "ndjson", headers: dict[str, str] | None = None
+) -> Response[Any]:
+    return Stream(pieces, media_type=MEDIA_TYPES[kind], headers=headers)
 
 
-async def _pages_of_lines(items: AsyncIterator[Any], limit: int | None) -> AsyncIterator[bytes]:
+async def _in_pages(
+    items: AsyncIterator[T], limit: int | None, written: Callable[[list[T]], bytes]
+) -> AsyncIterator[bytes]:
     """Lines in larger pieces, since each piece costs a system call or two."""
-    lines: list[bytes] = []
+    page: list[T] = []
     left = MOST_OFFSET if limit is None else limit
     async for item in items:
-        lines.append(encode(item) + b"\n")
+        page.append(item)
         left -= 1
-        if len(lines) == PAGE or not left:
-            yield b"".join(lines)
-            lines = []
+        if len(page) == PAGE or not left:
+            yield written(page)
+            page = []
         if not left:
             return
-    yield b"".join(lines)
+    yield written(page)
+
+
+def _as_lines(items: list[Any]) -> bytes:
+    return b"".join(encode(item) + b"\n" for item in items)
+
+
+COLUMNS = tuple(name for name in Movement.__struct_fields__ if name != "recorded")  # `agrees` says what matters of it
+
+
+def _as_csv(movements: list[Movement]) -> bytes:
+    return csv_lines([getattr(movement, column) for column in COLUMNS] for movement in movements).encode()
+
+
+async def _with_header(rows: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+    yield csv_lines([COLUMNS]).encode()
+    async for piece in rows:
+        yield piece
 
 
 def _at_most(limit: int | None) -> int:

@@ -55,6 +55,9 @@ def verify(
     With --from or --to only the chain of that part is looked at.
     """
     hashes = dict(map(noted_down, noted or []))
+    for position in hashes:
+        if position < first or (last is not None and position > last):
+            raise typer.BadParameter(f"position {position} would not be looked at", param_hint="--noted")
     report: Report | None = None
     with database_to_read(dsn) as place, readable.connect_blocking(place) as connection:
         [(head,)] = connection.execute("select position from journal.head").fetchall()
@@ -102,7 +105,7 @@ def checkpoint(
     publish: Annotated[
         str | None,
         typer.Option(
-            metavar="FILE", help="Where to put it, for auditors and customers to find; or a URL to PUT it to."
+            metavar="PLACE", help="A file for auditors and customers to find, or a URL that takes it with PUT."
         ),
     ] = None,
     as_json: AsJson = False,
@@ -155,11 +158,13 @@ async def _put(url: str, note: str) -> None:
     try:
         async with (
             aiohttp.ClientSession(timeout=patience, headers=headers) as session,
-            session.put(url, data=note.encode()) as answer,
+            session.put(url, data=note.encode(), allow_redirects=False) as answer,
         ):
-            answer.raise_for_status()
+            if not 200 <= answer.status < 300:  # a redirection takes nothing either
+                raise typer.BadParameter(f"{url}: it answered {answer.status}", param_hint="--publish")
     except (aiohttp.ClientError, TimeoutError) as problem:
-        raise typer.BadParameter(f"{url}: {problem!r}", param_hint="--publish") from problem
+        why = str(problem) or f"no answer within {PUBLISH_SECONDS:.0f} seconds"
+        raise typer.BadParameter(f"{url}: {why}", param_hint="--publish") from problem
 
 
 def say_verified(result: Verification) -> None:
@@ -185,10 +190,10 @@ def say_audited(report: Report) -> None:
 
 def noted_down(text: str) -> tuple[int, str]:
     """A position and its hash, as `verify` said them."""
-    position, _, digest = text.partition(":")
-    if not position.isdecimal() or not digest:
+    found = readable.noted_down(text)
+    if found is None:
         raise typer.BadParameter(f"{text} is not POSITION:HASH", param_hint="--noted")
-    return int(position), digest
+    return found
 
 
 def command_settings() -> Settings:

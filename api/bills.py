@@ -3,7 +3,7 @@
 import csv
 import io
 from collections.abc import Iterable, Mapping
-from datetime import date
+from datetime import datetime
 from decimal import Decimal
 from typing import Annotated, Any
 
@@ -84,7 +84,11 @@ def _csv_rows(text: str) -> Iterable[Mapping[str, Any]]:
         rows = list(csv.DictReader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True))
     except csv.Error as error:
         raise Invalid(["body"], str(error), "value_error.format") from None
-    return [{(name or "").strip().lower(): value for name, value in row.items()} for row in rows]
+    for number, row in enumerate(rows, 1):
+        # What stands beyond the last column, perhaps behind a comma within an amount, must not get lost.
+        if any(field.strip() for field in row.pop(None, ())):
+            raise Invalid(["body", "lines", number], "more fields than the header has names", "value_error.format")
+    return [{name.strip().lower(): value for name, value in row.items()} for row in rows]
 
 
 def _line(number: int, row: Mapping[str, Any]) -> BillLine:
@@ -95,7 +99,7 @@ def _line(number: int, row: Mapping[str, Any]) -> BillLine:
             found[field] = _number(value) if field == "tokens" else str(value).strip()
     try:
         line: Line = convert(found, Line)
-        day = date.fromisoformat(line.day[:10])
+        day = datetime.fromisoformat(line.day).date()
     except Invalid as problem:
         item = problem.items[0]
         where = item["loc"]

@@ -13,7 +13,6 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from typing import Annotated, Any, Literal
-from uuid import uuid4
 
 import msgspec
 import structlog
@@ -34,6 +33,7 @@ from domain.streams import CREDIT, JOB, ORGANIZATION, TEAM, THE_CATALOG
 from domain.team import require_team
 from infra import metrics
 from infra.conversations import Conversation
+from infra.ids import new_id
 from infra.ledger import ClaimLost, Outcome, Unavailable
 from infra.llm import ChatRequest, Chunk, Completion, ProviderFailure, Target, Usage
 
@@ -179,7 +179,7 @@ async def start(caller: Caller, job_id: str, asked: Question, *, streaming: bool
     settings = house.settings
     command = StartCall(
         **caller.signature(),
-        call_id=str(uuid4()),
+        call_id=new_id(),
         model=asked.model,
         purpose=asked.purpose,
         streaming=streaming,
@@ -381,7 +381,7 @@ async def end_job(
 ) -> Job | None:
     """Completes a job that was made for one call, or fails it with the code of what went wrong."""
     job, account, team = JOB.stream(job_id), CREDIT.stream(team_id), TEAM.stream(team_id)
-    end: dict[str, Any] = {**caller.signature(), "charge_id": str(uuid4()), "metadata": {}}
+    end: dict[str, Any] = {**caller.signature(), "charge_id": new_id(), "metadata": {}}
     if failed_with is not None:
         outcome = await _record(caller, fail_job, FailJob(**end, error_message=failed_with), job, account, kept=None)
     else:

@@ -10,7 +10,6 @@ from collections.abc import Awaitable, Callable, Sequence
 from datetime import datetime, timedelta
 from functools import partial
 from typing import Any, TypeVar, get_args
-from uuid import uuid4
 
 import structlog
 
@@ -25,6 +24,7 @@ from domain.job import FailCall, fail_call
 from domain.streams import CREDIT, JOB, TEAM
 from domain.team import RefillPeriod
 from infra import conversations, webhooks
+from infra.ids import new_id
 from infra.journal import Connection
 from infra.ledger import Unavailable
 from infra.scheduler import OUT_OF_REACH, Chore
@@ -71,7 +71,7 @@ async def refill(house: House, at: datetime) -> int:
     """Grants what auto-refill promised for the current day, week or month."""
 
     async def one(team_id: str) -> bool:
-        command = RefillCredits(**_signature(at), transaction_id=str(uuid4()))
+        command = RefillCredits(**_signature(at), transaction_id=new_id())
         return await _decide(house, refill_credits, command, CREDIT.stream(team_id), TEAM.stream(team_id))
 
     refilled = 0
@@ -121,7 +121,7 @@ async def expire_jobs(house: House, at: datetime) -> int:
         return await jobs.left_alone(connection, at - idle, after=after, limit=PAGE)
 
     async def one(job: LeftAlone) -> bool:
-        command = ExpireJob(**_signature(at), charge_id=str(uuid4()), idle=idle)
+        command = ExpireJob(**_signature(at), charge_id=new_id(), idle=idle)
         return await _decide(house, expire_job, command, JOB.stream(job.job_id), CREDIT.stream(job.team_id))
 
     return await sweep(house, some, one)

@@ -13,7 +13,6 @@ from contextlib import contextmanager
 from datetime import UTC, datetime
 from functools import partial
 from typing import Annotated, Any, NoReturn, TypeVar
-from uuid import uuid4
 
 import msgspec
 import psycopg
@@ -26,18 +25,20 @@ from api.database import as_it_is, database
 from api.printing import statement
 from domain.credit import Account, CreditMovement, CreditsGranted, GrantCredits, grant_to_team, require_account
 from domain.errors import NotFound, Refusal
-from domain.event import Command
+from domain.event import Command, Event
 from domain.streams import CREDIT, KEY, TEAM
 from domain.team import IssueKey, issue_key
 from domain.user import Role, User
-from infra import journal, postgres, readable
 from infra import log as logging
+from infra import postgres, readable
 from infra.embedded import DatabaseUnusable
-from infra.journal import Connection
+from infra.ids import new_id
+from infra.journal import Connection, PoisonEvent
 from infra.ledger import Ledger, Outcome, Unavailable
 from infra.passwords import is_acceptable
 from infra.secrets import hash_key, mask_key, new_virtual_key
 from infra.settings import Settings, SettingsError
+from projections import evidence
 
 T = TypeVar("T")
 
@@ -141,25 +142,29 @@ def openapi() -> None:
 def events(
     stream: Annotated[str | None, typer.Argument(help="For example job-<id> or credit-<team>; all without it.")] = None,
     after: Annotated[int | None, typer.Option(min=0, help="The first ones behind this position.")] = None,
-    limit: Annotated[int, typer.Option(min=1, max=1_000_000, help="How many at most.")] = 100,
+    limit: Annotated[int, typer.Option(min=1, help="How many at most.")] = 100,
     follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on as they are written, until Ctrl-C.")] = False,
     as_json: AsJson = False,
 ) -> None:
     """Print the journal: the latest events, or those behind a position, of one stream or of all."""
 
-    async def show(connection: Connection) -> None:
-        page = await readable.lines(connection, stream=stream, after=after, limit=limit)
-        if stream is not None and not page and not follow:
-            raise NotFound(f"stream {stream}")
-        position = after or 0
-        while True:
+    async def show_behind(connection: Connection, position: int, most: int) -> int:
+        """Prints page by page, and gives the last position that was printed."""
+        while page := await readable.lines(connection, stream=stream, after=position, limit=min(most, readable.PAGE)):
             for line in page:
-                position = line.position
                 say_json(line) if as_json else say(event_line(line))
-            if not follow:
-                return
+            position, most = page[-1].position, most - len(page)
+        return position
+
+    async def show(connection: Connection) -> None:
+        latest = await readable.before_latest(connection, 0, stream=stream)
+        if stream is not None and not latest and not follow:
+            raise NotFound(f"stream {stream}")
+        position = await readable.before_latest(connection, limit, stream=stream) if after is None else after
+        position = await show_behind(connection, position, limit)
+        while follow:
             await asyncio.sleep(FOLLOW_SECONDS)
-            page = await readable.lines(connection, stream=stream, after=position, limit=limit)
+            position = await show_behind(connection, position, sys.maxsize)
 
     reading(show)
 
@@ -171,9 +176,10 @@ def replay(team: Team, as_json: AsJson = False) -> None:
     async def add_up(connection: Connection) -> bool:
         account: Account | None = None
         agrees = True
-        for recorded in await journal.history(connection, CREDIT.stream(team)):
-            before, account = account, CREDIT.evolve(account, recorded.event)  # type: ignore[assignment]
-            agrees &= show_movement(recorded, before, require_account(account), as_json=as_json)
+        async for written in evidence.of_stream(connection, CREDIT.stream(team)):
+            event = evidence.event_of(written)
+            before, account = account, CREDIT.evolve(account, event)  # type: ignore[assignment]
+            agrees &= show_movement(written.position, event, before, require_account(account), as_json=as_json)
         account = require_account(account)
         if not as_json:
             say(
@@ -186,9 +192,8 @@ def replay(team: Team, as_json: AsJson = False) -> None:
         raise typer.Exit(1)
 
 
-def show_movement(recorded: journal.Recorded, before: Account | None, after: Account, *, as_json: bool) -> bool:
+def show_movement(position: int, event: Event, before: Account | None, after: Account, *, as_json: bool) -> bool:
     """Print what an event did to an account; says whether the event recorded just that."""
-    event = recorded.event
     agrees = not isinstance(event, CreditMovement) or (
         (event.remaining_credits, event.held_credits, event.allocated_credits)
         == (after.remaining, after.held, after.allocated)
@@ -197,7 +202,7 @@ def show_movement(recorded: journal.Recorded, before: Account | None, after: Acc
     held = after.held - (before.held if before else 0)
     if as_json:
         movement = {
-            "position": recorded.position,
+            "position": position,
             "at": event.at,
             "event": type(event).__name__,
             "credits": change,
@@ -212,7 +217,7 @@ def show_movement(recorded: journal.Recorded, before: Account | None, after: Acc
     moved = (f"{change:+}" if change else "", f"{held:+} held" if held else "")
     why = getattr(event, "job_id", None) or getattr(event, "reason", None) or ""
     say(
-        f"{recorded.position:>7}  {event.at:%Y-%m-%d %H:%M:%S}  {type(event).__name__:<15}{moved[0]:>8}{moved[1]:>10}"
+        f"{position:>7}  {event.at:%Y-%m-%d %H:%M:%S}  {type(event).__name__:<15}{moved[0]:>8}{moved[1]:>10}"
         f"{after.remaining:>10} remaining{after.held:>6} held  {why}{'' if agrees else '  << RECORDED OTHERWISE'}"
     )
     return agrees
@@ -270,7 +275,7 @@ def grant(
     """Grant credits to a team."""
     outcome = carry_out(
         grant_to_team,
-        partial(GrantCredits, transaction_id=str(uuid4()), credits=amount, source="allocation", reason=reason),
+        partial(GrantCredits, transaction_id=new_id(), credits=amount, source="allocation", reason=reason),
         CREDIT.stream(team),
         TEAM.stream(team),
     )
@@ -296,7 +301,7 @@ def issue(
     as_json: AsJson = False,
 ) -> None:
     """Issue a further virtual key. It is printed this once: the journal knows it by its hash only."""
-    key, key_id = new_virtual_key(), str(uuid4())
+    key, key_id = new_virtual_key(), new_id()
     key_hash = hash_key(key)
     carry_out(
         issue_key,
@@ -356,7 +361,7 @@ def carry_out(decide: Callable[..., Any], command: Callable[..., Command], *stre
         ledger = Ledger(partial(postgres.connect, dsn, name="saas-litellm command"))
         await ledger.start()
         try:
-            wish = command(at=datetime.now(UTC), by="master", request=f"cli-{uuid4()}")
+            wish = command(at=datetime.now(UTC), by="master", request=f"cli-{new_id()}")
             return await ledger.carry_out(decide, wish, *streams)
         finally:
             await ledger.stop()
@@ -409,6 +414,8 @@ def in_one_line() -> Iterator[None]:
         give_up(str(problem))
     except Refusal as refusal:
         give_up(f"{refusal.code} {facts(refusal.facts)}".strip(), status=1)
+    except PoisonEvent as problem:
+        give_up(str(problem), status=1)
     except psycopg.Error as problem:
         give_up(str(problem).strip().partition("\n")[0])
     except KeyboardInterrupt:

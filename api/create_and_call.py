@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping
 from typing import Any
-from uuid import uuid4
 
 from litestar import Controller, Response, post
 from litestar.di import NamedDependency
@@ -22,6 +21,7 @@ from domain.errors import Refusal
 from domain.event import Json, JsonObject
 from domain.job import CreateJob, create_job, require_small
 from domain.streams import JOB, TEAM
+from infra.ids import new_id
 
 
 class CreateAndCallBody(CallBody, kw_only=True):
@@ -94,7 +94,7 @@ async def whole_job(
         facts: what else is to be known of the job.
     """
     require_small({**metadata, **asked.metadata})  # before there is a job
-    job_id = str(uuid4())
+    job_id = new_id()
     command = CreateJob(**caller.signature(), job_id=job_id, team_id=team_id, metadata=metadata, **facts)
     await caller.decide(create_job, command, JOB.stream(job_id), TEAM.stream(team_id), new=JOB.stream(job_id))
     try:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from decimal import Decimal
 from typing import Annotated, Any, Literal, get_args
-from uuid import UUID, uuid4
+from uuid import UUID
 
 import msgspec
 from litestar import Controller, Response, get, patch, post
@@ -48,6 +48,7 @@ from domain.team import (
     set_auto_refill,
 )
 from infra import journal
+from infra.ids import new_id
 from infra.ledger import Outcome
 from projections import balances, teams, transactions
 from projections.balances import BalanceRecord
@@ -383,7 +384,7 @@ class CreditsController(Controller):
         amount = None if data.payment_amount_usd is None else exact("payment_amount_usd", data.payment_amount_usd)
         command = GrantCredits(
             **caller.signature(),
-            transaction_id=str(uuid4()),
+            transaction_id=new_id(),
             credits=data.credits,
             kind=kind,
             source=PAID,
@@ -424,7 +425,7 @@ class CreditsController(Controller):
     ) -> Response[Refunded]:
         """Give back a job's charge, or some of it; never more than was charged."""
         job_id = str(data.job_id)
-        command = RefundJob(**caller.signature(), transaction_id=str(uuid4()), credits=data.credits, reason=data.reason)
+        command = RefundJob(**caller.signature(), transaction_id=new_id(), credits=data.credits, reason=data.reason)
         team_id = _team_named(caller, team_id)
         return await caller.carry_out(refund_job, command, JOB.stream(job_id), CREDIT.stream(team_id), answer=_refunded)
 
@@ -524,7 +525,7 @@ async def _grant(
         raise Invalid(["body", "amount"], "field required", "value_error.missing")
     command = GrantCredits(
         **caller.signature(),
-        transaction_id=str(uuid4()),
+        transaction_id=new_id(),
         credits=credits,
         source=body.source or "allocation",
         reason=_agreed(body, "reason", "description"),

@@ -463,6 +463,6 @@ def _piece(line: str) -> str:
 
 
 def _short(stream: str) -> str:
-    """The name of a stream, its id cut short where nobody chose it."""
+    """The name of a stream; of an id that nobody chose only the end, since all of one minute begin alike."""
     category, _, thing = stream.partition("-")
-    return f"{category}-{thing[:8]}…" if category in {"job", "key"} else stream
+    return f"{category}-…{thing[-8:]}" if category in {"job", "key"} else stream

@@ -8,7 +8,6 @@ import time
 from collections.abc import MutableMapping
 from http import HTTPStatus
 from typing import Any
-from uuid import uuid4
 
 import structlog
 from litestar.enums import ScopeType
@@ -16,6 +15,7 @@ from litestar.types import ASGIApp, Message, Receive, Scope, Send
 
 from api.problems import Trouble
 from infra import metrics
+from infra.ids import new_id
 
 _REQUEST_ID = re.compile(rb"^[A-Za-z0-9._-]{1,128}$")
 _UNPRINTABLE = b"%EF%BF%BD"  # U+FFFD: no id has it, so what is asked for with a NUL in it is simply not found
@@ -111,7 +111,7 @@ async def _tidy_up(state: dict[str, Any], status: int, body: bytes) -> None:
 
 
 def _request_id(sent: bytes) -> str:
-    return sent.decode() if _REQUEST_ID.match(sent) else str(uuid4())
+    return sent.decode() if _REQUEST_ID.match(sent) else new_id()
 
 
 def _plain_path(path: str) -> str:

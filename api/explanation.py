@@ -120,11 +120,12 @@ class JobNode(msgspec.Struct, kw_only=True):
 
 
 class Explanation(msgspec.Struct, kw_only=True):
-    """allocated = all that is in `given`, used = charges - refunds of all jobs; the newest of both are shown."""
+    """allocated = all that was given, used = charges - refunds of all jobs; the newest of both are shown."""
 
     team_id: str
     balance: Total
     given: list[GivenAnswer]
+    total_given: int
     jobs: list[JobNode]
     total_jobs: int
     limit: int
@@ -150,6 +151,7 @@ async def explained(connection: Connection, account: Account, page: Page) -> Exp
             credits_held=account.held,
         ),
         given=[_given(each, left) for each in given],
+        total_given=given[0].total if given else 0,
         jobs=[_job(job, credits[job.job_id], calls[job.job_id]) for job in found],
         total_jobs=total,
         limit=page.limit,

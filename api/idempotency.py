@@ -17,7 +17,6 @@ from dataclasses import dataclass, field
 from datetime import timedelta
 from hashlib import sha256
 from typing import Any, LiteralString
-from uuid import uuid4
 
 import msgspec
 import psycopg
@@ -27,6 +26,7 @@ from litestar import Request, Response
 from api.bodies import printable
 from api.house import House
 from api.problems import Invalid, Trouble
+from infra.ids import new_id
 from infra.journal import Answer
 from infra.ledger import ClaimLost, Receipt
 from infra.presence import SPACE
@@ -180,7 +180,7 @@ async def claim(request: Request[Any, Any, Any], house: House, actor: str) -> Cl
     if not 1 <= len(key) <= MAX_KEY_LENGTH:
         raise Invalid(["header", HEADER], f"a key has 1 to {MAX_KEY_LENGTH} characters", "value_error.length")
     asked = _canonical(await request.body()) + b"\n" + request.url.query.encode()
-    claim_id = str(uuid4())
+    claim_id = new_id()
     handler: Any = request.route_handler
     row = {
         "scope": sha256(f"{actor}\nPOST\n{request.scope['path']}".encode()).hexdigest(),

@@ -6,7 +6,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from decimal import Decimal
 from typing import Annotated, Any, Literal, get_args
-from uuid import UUID, uuid4
+from uuid import UUID
 
 import msgspec
 from litestar import Controller, Response, get, patch, post
@@ -37,6 +37,7 @@ from domain.errors import CallsInProgress, Forbidden, NotFound, OutOfBounds
 from domain.event import Json, JsonObject
 from domain.job import CreateJob, Job, MergeMetadata, Status, create_job, merge_metadata, require_job
 from domain.streams import CREDIT, JOB, TEAM
+from infra.ids import new_id
 from infra.ledger import Outcome
 from projections import balances, calls, jobs, teams
 from projections.calls import CallRecord
@@ -176,7 +177,7 @@ class JobsController(Controller):
     @post("/create", status_code=200)
     async def create(self, caller: NamedDependency[Caller], data: JSONBody[CreateJobBody]) -> Response[JobAnswer]:
         """Open a job. No credits are looked at or moved."""
-        job_id = str(uuid4())
+        job_id = new_id()
         team_id = caller.team_for(data.team_id)
         command = CreateJob(
             **caller.signature(),
@@ -236,7 +237,7 @@ class JobsController(Controller):
         job, account, team = await streams_of(caller, uuid_of(job_id, "job"))
         end: dict[str, Any] = {
             **caller.signature(),
-            "charge_id": str(uuid4()),
+            "charge_id": new_id(),
             "metadata": data.metadata or {},
             "result": _small_enough(data.result),
         }
@@ -261,9 +262,7 @@ class JobsController(Controller):
     ) -> Response[JobEnded]:
         """End a job that nobody wants any more. It is not charged; calls still running are recorded when they end."""
         job, account, _ = await streams_of(caller, uuid_of(job_id, "job"))
-        command = CancelJob(
-            **caller.signature(), charge_id=str(uuid4()), reason=data.reason if data is not None else None
-        )
+        command = CancelJob(**caller.signature(), charge_id=new_id(), reason=data.reason if data is not None else None)
         return await caller.carry_out(cancel_job, command, job, account, answer=_ended_for(caller))
 
     @patch("/{job_id:str}/metadata")

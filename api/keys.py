@@ -2,7 +2,6 @@
 
 from datetime import UTC, datetime, timedelta
 from typing import Annotated, Any
-from uuid import uuid4
 
 import msgspec
 from litestar import Controller, Response, delete, get, post
@@ -29,6 +28,7 @@ from domain.team import (
     revoke_key,
     rotate_key,
 )
+from infra.ids import new_id
 from infra.ledger import Outcome
 from infra.secrets import hash_key, mask_key
 from projections import keys, teams
@@ -171,7 +171,7 @@ class KeysController(Controller):
 
 def _facts(key: str) -> dict[str, Any]:
     """What may be kept of a new key."""
-    return {"key_id": str(uuid4()), "key_hash": hash_key(key), "masked": mask_key(key)}
+    return {"key_id": new_id(), "key_hash": hash_key(key), "masked": mask_key(key)}
 
 
 async def _revoke(caller: Caller, house: House, team_id: str, key_id: str) -> Response[KeyRevoked]:

@@ -112,7 +112,9 @@ def until(name: str, text: str) -> int | datetime:
     """
     if text.isascii() and text.isdecimal():
         return min(int(text), MOST_OFFSET)
-    return _parsed(name, text)[1]
+    with suppress(Invalid):
+        return _parsed(name, text)[1]
+    raise Invalid(["query", name], "expected a position, YYYY-MM-DD or an ISO datetime", "value_error.format")
 
 
 def chosen(name: str, value: str | None, words: Collection[str]) -> str | None:

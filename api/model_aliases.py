@@ -4,7 +4,6 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from decimal import Decimal
 from typing import Annotated, Any, TypeVar, get_args
-from uuid import uuid4
 
 import msgspec
 from litestar import Controller, Response, delete, get, post, put
@@ -43,6 +42,7 @@ from domain.event import Command, Event
 from domain.pricing import ZERO, Price
 from domain.streams import TEAM, THE_CATALOG
 from domain.team import Team
+from infra.ids import new_id
 from infra.ledger import Outcome
 from infra.llm import Models, Target, known_provider, provider_and_model
 from infra.llm.providers import DEMO
@@ -144,7 +144,7 @@ class ModelAliasesController(Controller):
         async with house.targets.keeping(data.api_key) as secret_id:
             command = CreateAlias(
                 **caller.signature(),
-                alias_id=str(uuid4()),
+                alias_id=new_id(),
                 model_alias=name,
                 terms=replace(terms, secret_id=secret_id),
                 access_groups=groups,

@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 from datetime import datetime
 from typing import Annotated, Literal, get_args
-from uuid import uuid4
 
 import msgspec
 from litestar import Controller, Response, delete, get, post, put
@@ -39,6 +38,7 @@ from domain.errors import Forbidden, NotFound
 from domain.event import Event
 from domain.streams import TEAM, THE_CATALOG
 from domain.team import Team
+from infra.ids import new_id
 from infra.ledger import Outcome
 from infra.llm import Models
 
@@ -130,7 +130,7 @@ class ModelGroupsController(Controller):
         signature = caller.signature()
         command = CreateModelGroup(
             **signature,
-            group_id=str(uuid4()),
+            group_id=new_id(),
             group_name=data.group_name,
             display_name=data.display_name or data.group_name,
             description=data.description,
@@ -246,7 +246,7 @@ def _members(models: Sequence[GroupMemberBody | str], house_models: Models, at: 
     members = [GroupMemberBody(each) if isinstance(each, str) else each for each in models]
     return tuple(
         GroupMember(
-            member_id=str(uuid4()),
+            member_id=new_id(),
             model_name=member.model_name,
             priority=position if member.priority is None else member.priority,
             created_at=at,

@@ -3,7 +3,6 @@
 from collections.abc import Mapping
 from decimal import Decimal
 from typing import Annotated, Any, Literal, get_args
-from uuid import uuid4
 
 import msgspec
 from litestar import Controller, Response, delete, get, post, put, route
@@ -46,6 +45,7 @@ from domain.organization import (
 )
 from domain.streams import ORGANIZATION
 from domain.team import Team
+from infra.ids import new_id
 from infra.ledger import Outcome
 from infra.secrets import hash_key, mask_key
 from projections import balances, organizations, teams, usage
@@ -368,11 +368,11 @@ def _default_team(signature: Mapping[str, Any], data: CreateOrganizationBody, ke
         team_alias=data.default_team_name,
         metadata={},
         groups=(*(data.default_team_model_groups or ()), *(data.default_team_access_groups or ())),
-        key_id=str(uuid4()),
+        key_id=new_id(),
         key_hash=hash_key(key),
         key_masked=mask_key(key),
         credits=data.default_team_credits or 0,
-        transaction_id=str(uuid4()),
+        transaction_id=new_id(),
     )
 
 

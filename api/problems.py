@@ -83,6 +83,7 @@ PROBLEMS: dict[str, Problem] = {
     "history_rewritten": Problem(500, "The journal is not the one that was signed; an auditor has to look at it"),
     "provider_error": Problem(500, "The model could not be reached"),
     "unavailable": Problem(503, "Service temporarily unavailable"),
+    "took_too_long": Problem(503, "This took too long; ask for less at once, or again when less is going on"),
     "provider_not_configured": Problem(503, "The model is not configured"),
     "not_ready": Problem(503, "Not ready"),
 }
@@ -167,6 +168,11 @@ def _away(_: Request[Any, Any, Any], error: Exception) -> Response[Any]:
     return problem("unavailable")
 
 
+def _took_too_long(request: Request[Any, Any, Any], _: Exception) -> Response[Any]:
+    log.warning("request.took_too_long", path=request.url.path)
+    return problem("took_too_long")
+
+
 def _not_built(_: Request[Any, Any, Any], error: Exception) -> Response[Any]:
     """Migrations make all tables but those of the read models, which are built while the server answers."""
     log.warning("request.before_read_model", reason=str(error).partition("\n")[0])
@@ -239,6 +245,7 @@ HANDLERS: ExceptionHandlersMap = {
     Unavailable: _unavailable,
     psycopg.OperationalError: _away,
     psycopg.InterfaceError: _away,
+    psycopg.errors.QueryCanceled: _took_too_long,
     psycopg.errors.UndefinedTable: _not_built,
     psycopg.errors.UndefinedColumn: _not_built,
     PasswordsBusy: _busy,

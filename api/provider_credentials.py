@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Sequence
 from typing import Annotated, Any
-from uuid import uuid4
 
 import msgspec
 from litestar import Controller, HttpMethod, Response, delete, get, post, put, route
@@ -37,6 +36,7 @@ from domain.credential import (
 from domain.errors import InvalidValue, NotFound
 from domain.event import Event
 from domain.streams import CREDENTIALS, ORGANIZATION
+from infra.ids import new_id
 from infra.ledger import Outcome
 from infra.llm import known_provider
 from projections import provider_credentials
@@ -132,7 +132,7 @@ class ProviderCredentialsController(Controller):
         if not known_provider(provider):
             raise InvalidValue("provider")
         api_base = None if data.api_base is None else address(data.api_base)
-        credential_id = str(uuid4())
+        credential_id = new_id()
         async with house.targets.keeping(data.api_key) as secret_id:
             assert secret_id is not None
             command = CreateCredential(

@@ -1,7 +1,7 @@
 """Reconciliation: what providers ask for beside what is on record, and the differences that were agreed upon."""
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from datetime import date, timedelta
 from decimal import Decimal
 from typing import Annotated, Any, Literal
@@ -103,7 +103,10 @@ class BillList(msgspec.Struct, kw_only=True):
 
 
 class Difference(msgspec.Struct, kw_only=True):
-    """`difference_usd` is theirs minus ours. What was booked shows the figures that were agreed upon."""
+    """`difference_usd` is theirs minus ours. What was booked shows the figures that were agreed upon.
+
+    Ours is what the calls came to, and what other bills have booked on top of it.
+    """
 
     day: str
     model: str
@@ -226,11 +229,11 @@ class ReconciliationController(Controller):
         kind = format_of(request, asked)
         known = await _known(house, _provider(provider))
         bill = _bill(known, reference)
-        first, last = _days(bill)
+        first, last = bill.days
         async with house.pool.connection() as connection:
             ours = await provider_days.of_provider(connection, known.provider, first, last)
             booked = await provider_days.booked(connection, known.provider, reference)
-        every = _compared(bill, ours, booked)
+        every = _compared(bill, ours, booked, known.booked_usd())
         rows = [row for row in every if row.status == "differs"] if differing else every
         if kind != "json":
             columns = Difference.__struct_fields__
@@ -301,7 +304,7 @@ def _bill(known: Reconciliation, reference: str) -> Bill:
 
 
 async def _on_record(house: House, provider: str, lines: list[Agreed]) -> dict[str, Decimal]:
-    """What we have for these lines: a fact for the decision, as of the end of the journal at this moment."""
+    """What the calls of these lines came to: a fact for the decision, as of the end of the journal at this moment."""
     lag = await house.progress.reach((await house.ledger.read()).position)
     if lag:
         raise Unavailable("the read models are behind")
@@ -311,14 +314,19 @@ async def _on_record(house: House, provider: str, lines: list[Agreed]) -> dict[s
     return {line_key(each.day, each.model): each.provider_cost_usd for each in found}
 
 
-def _compared(bill: Bill, ours: Iterable[ProviderDay], booked: Iterable[BookedRow]) -> list[Difference]:
+def _compared(
+    bill: Bill, ours: Iterable[ProviderDay], booked: Iterable[BookedRow], on_top: Mapping[str, Decimal]
+) -> list[Difference]:
     """All lines that either side has, by day and model, with exact amounts."""
+    first, last = (day.isoformat() for day in bill.days)
     known = {line_key(each.day, each.model): each for each in ours}
     agreed = {line_key(each.day, each.model): each for each in booked}
+    within = {key for key in on_top if first <= key.partition(" ")[0] <= last}
     rows = []
-    for key in sorted(known.keys() | agreed.keys() | bill.lines.keys()):
+    for key in sorted(known.keys() | agreed.keys() | bill.lines.keys() | within):
         mine, line, booking = known.get(key), bill.lines.get(key), agreed.get(key)
-        ours_usd = booking.ours_usd if booking else mine.provider_cost_usd if mine else ZERO
+        recorded_usd = add(mine.provider_cost_usd if mine else ZERO, on_top.get(key, ZERO))
+        ours_usd = booking.ours_usd if booking else recorded_usd
         theirs_usd = line.theirs_usd if line else ZERO
         status: Status = "booked" if booking else "agrees" if ours_usd == theirs_usd else "differs"
         day, _, model = key.partition(" ")
@@ -335,11 +343,6 @@ def _compared(bill: Bill, ours: Iterable[ProviderDay], booked: Iterable[BookedRo
         )
         rows.append(row)
     return rows
-
-
-def _days(bill: Bill) -> tuple[date, date]:
-    days = [line.day for line in bill.lines.values()]
-    return min(days), max(days)
 
 
 # -- shapes ------------------------------------------------------------------------------------------------------------
@@ -360,7 +363,7 @@ def _recorded(row: RecordedDay) -> RecordedLine:
 
 
 def _summary(provider: str, bill: Bill) -> dict[str, Any]:
-    first, last = _days(bill)
+    first, last = bill.days
     return {
         "provider": provider,
         "reference": bill.reference,

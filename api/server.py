@@ -7,6 +7,7 @@ servers that only answer.
 
 import asyncio
 import gc
+import multiprocessing
 import os
 import signal
 import socket
@@ -102,8 +103,18 @@ def _application(*, works: bool) -> "ASGIApp":
 
     settings = Settings.from_environment(os.environ)
     logging.configure(settings.log_level, settings.log_format)
+    Thread(target=_end_with_the_first_process, name="watch", daemon=True).start()
     _collect_less_often()
     return create_app(settings, settings.database_url or EmbeddedServer(settings.data_dir).dsn, works=works)
+
+
+def _end_with_the_first_process() -> None:
+    """If that is killed, nobody else ends its workers: they would go on, and whoever starts it again is told that its
+    port is taken."""
+    first = multiprocessing.parent_process()
+    assert first is not None
+    first.join()
+    os.kill(os.getpid(), signal.SIGTERM)
 
 
 def _collect_less_often() -> None:

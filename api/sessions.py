@@ -6,7 +6,6 @@ nothing to clean up: whatever ends a session is an event.
 
 from datetime import UTC, datetime
 from typing import Annotated, Any
-from uuid import uuid4
 
 import msgspec
 from litestar import Controller, Request, Response, get, post
@@ -22,6 +21,7 @@ from api.house import House
 from domain.errors import InvalidLogin, TooManyAttempts
 from domain.streams import THE_USERS
 from domain.user import LogIn, LogOut, Role, SetUpOwner, email_key, log_in, log_out, require_setup, set_up_owner
+from infra.ids import new_id
 from infra.ledger import Outcome
 from infra.tokens import token_hash
 
@@ -69,7 +69,7 @@ class SessionsController(Controller):
         """Make the first owner. Whoever comes first wins, and is logged in."""
         email, display_name = data.names()
         require_setup(await the_users(house))  # before a password is hashed for nothing
-        caller.actor = user_id = str(uuid4())
+        caller.actor = user_id = new_id()
         session = Session(house, user_id, email, "owner")
         async with keeping(house, data.password) as password_id:
             command = SetUpOwner(

@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from datetime import UTC, datetime
 from decimal import Decimal
 from typing import Annotated, Any, Literal, get_args
-from uuid import uuid4
 
 import msgspec
 from litestar import Controller, HttpMethod, Response, delete, get, patch, post, put, route
@@ -60,6 +59,7 @@ from domain.team import (
     require_team,
     set_team_status,
 )
+from infra.ids import new_id
 from infra.ledger import Outcome
 from infra.secrets import hash_key, mask_key, new_virtual_key
 from projections import balances, keys, teams, usage
@@ -256,11 +256,11 @@ class TeamsController(Controller):
             budget=_budget(data),
             rpm_limit=data.rpm_limit,
             tpm_limit=data.tpm_limit,
-            key_id=str(uuid4()),
+            key_id=new_id(),
             key_hash=hash_key(key),
             key_masked=mask_key(key),
             credits=data.credits_allocated or 0,
-            transaction_id=str(uuid4()),
+            transaction_id=new_id(),
         )
 
         def made(outcome: Outcome) -> TeamMade:
@@ -483,9 +483,7 @@ async def cancel_orphans(house: House, *, team_id: str | None = None, by: str = 
 
 
 async def _cancel(house: House, job_id: str, team_id: str, by: str, request: str) -> Outcome | None:
-    command = CancelJob(
-        at=datetime.now(UTC), by=by, request=request, charge_id=str(uuid4()), reason="the team was deleted"
-    )
+    command = CancelJob(at=datetime.now(UTC), by=by, request=request, charge_id=new_id(), reason="the team was deleted")
     try:
         return await house.ledger.carry_out(cancel_job, command, JOB.stream(job_id), CREDIT.stream(team_id))
     except JobClosed:
@@ -598,9 +596,7 @@ def _budget_change(signature: Mapping[str, Any], data: ReviseTeamBody) -> Change
 def _allocation(signature: Mapping[str, Any], credits: int | None) -> SetAllocation | None:
     if credits is None:
         return None
-    return SetAllocation(
-        **signature, transaction_id=str(uuid4()), allocated_credits=credits, reason="allocation changed"
-    )
+    return SetAllocation(**signature, transaction_id=new_id(), allocated_credits=credits, reason="allocation changed")
 
 
 async def _revise(caller: Caller, house: House, team_id: str, command: ReviseTeam) -> Response[TeamRevised]:

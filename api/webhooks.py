@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Annotated, Any, TypeVar, get_args
-from uuid import UUID, uuid4
+from uuid import UUID
 
 import msgspec
 from litestar import Controller, Response, delete, get, post, put
@@ -40,6 +40,7 @@ from domain.webhook import (
 )
 from infra import webhooks as sending
 from infra.addresses import BadTarget, Reason, check_url
+from infra.ids import new_id
 from infra.ledger import Outcome
 from infra.secrets import new_webhook_secret
 from infra.webhooks import AUTH_HEADER, SECRET
@@ -138,7 +139,7 @@ class WebhooksController(Controller):
         await _require_good_target(house, data.webhook_url)
         team_id = caller.team_for(data.team_id)
         so_far = await _number_of(house, team_id)
-        webhook_id, secret = str(uuid4()), new_webhook_secret()
+        webhook_id, secret = new_id(), new_webhook_secret()
         async with (
             keeping(house.secrets, SECRET, secret) as secret_id,
             keeping_if_given(house.secrets, AUTH_HEADER, data.auth_header) as auth_header_id,

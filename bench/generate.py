@@ -50,6 +50,8 @@ from infra.verify import GENESIS
 SEED = 20260101
 BEGINNING = datetime(2025, 1, 1, tzinfo=UTC)
 YEAR = timedelta(days=365)
+EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+MILLISECOND = timedelta(milliseconds=1)
 TEAMS_PER_ORGANIZATION = 5
 EVENTS_PER_TEAM = 2_000
 JOBS_AT_ONCE = 200
@@ -92,11 +94,11 @@ class Business:
 
     def __init__(self, events: int, teams: int | None = None, seed: int = SEED) -> None:
         self._dice = random.Random(seed)
+        self._step = YEAR / events
+        self._at = BEGINNING
         self._teams = [f"team-{number}" for number in range(teams or max(5, events // EVENTS_PER_TEAM))]
         self._keys = [self._id() for _ in self._teams]
         self._versioned: dict[str, tuple[int, State]] = {}
-        self._step = YEAR / events
-        self._at = BEGINNING
 
     def happens(self) -> Iterator[Decided]:
         for model in MODELS:
@@ -147,7 +149,9 @@ class Business:
         return self._versioned.get(stream, (0, None))[1]
 
     def _id(self) -> str:
-        return str(UUID(int=self._dice.getrandbits(128), version=4))
+        """A UUID of version 7, as the server makes them, of the time that it is in the story."""
+        milliseconds, luck = (self._at - EPOCH) // MILLISECOND, self._dice.getrandbits
+        return str(UUID(int=milliseconds << 80 | 7 << 76 | luck(12) << 64 | 2 << 62 | luck(62)))
 
     def _now(self, by: str) -> dict[str, Any]:
         return {"at": self._at, "by": by, "request": f"{self._dice.getrandbits(64):016x}"}

@@ -111,6 +111,7 @@ def llm_calls(house: House, team_id: str, key: str, seconds: float, *, through: 
             request("POST", f"/api/jobs/{job}/llm-call", key=key, body={**QUESTION, "model": "bench"}) for job in jobs
         )
         load(house.port, paths, connections=4, seconds=1)
+        memory(house, f"after a second of {through}")
         alone = load(port, cycle([direct]), connections=1, seconds=seconds / 2)
         one = load(house.port, paths, connections=1, seconds=seconds / 2)
         many_alone = load(port, cycle([direct]), connections=32, seconds=seconds / 2)
@@ -135,10 +136,10 @@ def hot_team(house: House, team_id: str, key: str) -> None:
     assert charged == len(jobs)
 
 
-def memory(house: House) -> None:
+def memory(house: House, when: str) -> None:
     assert house.process is not None
     for worker in psutil.Process(house.process.pid).children():
-        print(f"{'memory of a worker':<44} {worker.memory_info().rss / 1e6:>9,.0f} MB", flush=True)
+        print(f"{f'worker, {when}':<44} {worker.memory_info().rss / 1e6:>9,.0f} MB", flush=True)
 
 
 def start_up(data_dir: Path) -> None:
@@ -158,19 +159,19 @@ def main() -> None:
         data_dir = Path(folder) / "lean"
         data_dir.mkdir()
         with a_house(data_dir) as house:
-            memory(house)
+            memory(house, "fresh")
             team_id, key = make_team(house, credits=10_000_000)
             job_creation(house, team_id, key, seconds)
             llm_calls(house, team_id, key, seconds)
             hot_team(house, team_id, key)
-            memory(house)
+            memory(house, "after all of this")
         start_up(data_dir)
         through_litellm = Path(folder) / "litellm"
         through_litellm.mkdir()
         with a_house(through_litellm, LLM_TRANSPORT="litellm") as house:
             team_id, key = make_team(house, credits=10_000_000)
             llm_calls(house, team_id, key, seconds, through="llm-call through LiteLLM")
-            memory(house)
+            memory(house, "after all of this")
 
 
 if __name__ == "__main__":

@@ -70,5 +70,9 @@ def with_changes(record: Changed, command: Command, *fields: str) -> Changed:
 
 
 def derived_id(source_id: str, purpose: str) -> str:
-    """A uuid that follows from another: the same decision made again names the same things."""
-    return str(uuid5(UUID(source_id), purpose))
+    """A uuid that follows from another: the same decision made again names the same things.
+
+    Of an id that begins with its time (version 7) it keeps the time, as version 8: so it lies beside it in an index.
+    """
+    derived = str(uuid5(UUID(source_id), purpose))
+    return f"{source_id[:14]}8{derived[15:]}" if source_id[14] == "7" else derived

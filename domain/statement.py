@@ -8,7 +8,8 @@ up to its own. So each entry is in exactly one statement, whatever clocks say; o
 goes to the next, and a closed statement never changes.
 
 A bill is kept as it came, summed up per day and model. A difference is what the provider asks beyond what we have on
-record; booking it says that we agree.
+record: what the calls came to, and what was booked on top of it. Booking a difference says that we agree. So a bill
+that comes a second time, under whatever reference, asks nothing more.
 """
 
 import re
@@ -133,12 +134,18 @@ class Statements(State):
 
 
 class Bill(Record):
-    """`lines` by `line_key`; `booked` are the keys of the lines whose difference was booked."""
+    """`lines`, and the differences that were booked, by `line_key`."""
 
     reference: str
     lines: dict[str, BillLine]
-    booked: tuple[str, ...] = ()
+    booked: dict[str, Decimal] = {}
     imported_at: datetime
+
+    @property
+    def days(self) -> tuple[date, date]:
+        """The first and the last one that it speaks of."""
+        days = [line.day for line in self.lines.values()]
+        return min(days), max(days)
 
     def theirs_usd(self, day: date, model: str) -> Decimal:
         """What the provider asks, which is nothing for what it does not name."""
@@ -149,6 +156,14 @@ class Bill(Record):
 class Reconciliation(State):
     provider: str
     bills: dict[str, Bill] = {}
+
+    def booked_usd(self) -> dict[str, Decimal]:
+        """What was booked on top of what the calls came to, by `line_key`, whichever bill asked for it."""
+        booked: dict[str, Decimal] = {}
+        for bill in self.bills.values():
+            for key, difference in bill.booked.items():
+                booked[key] = add(booked.get(key, ZERO), difference)
+        return booked
 
 
 def evolve(statements: Statements | None, event: StatementClosed) -> Statements:
@@ -178,7 +193,7 @@ def evolve_reconciliation(reconciliation: Reconciliation | None, event: Reconcil
         known = reconciliation.bills.get(event.reference)
         if known is None:
             return reconciliation
-        bill = replace(known, booked=(*known.booked, line_key(event.day, event.model)))
+        bill = replace(known, booked={**known.booked, line_key(event.day, event.model): event.difference_usd})
     return replace(reconciliation, bills={**reconciliation.bills, event.reference: bill})
 
 
@@ -255,7 +270,7 @@ class ImportBill(Command):
 
 
 class AgreedLine(Record):
-    """A day and model whose difference shall be booked, and what we have on record for it."""
+    """A day and model whose difference shall be booked, and what the calls of that day came to."""
 
     day: date
     model: str
@@ -324,15 +339,24 @@ def import_bill(reconciliation: Reconciliation | None, command: ImportBill) -> l
 
 
 def book_differences(reconciliation: Reconciliation | None, command: BookDifferences) -> list[Event]:
-    """Books the differences of these lines, each line of a bill once. Lines that agree leave nothing to book."""
+    """Books the differences of these lines, each line of a bill once. Lines that agree leave nothing to book.
+
+    Raises:
+        NotFound: nobody has imported the bill.
+        InvalidValue: a line is of a day before or after those of the bill, of which it says nothing.
+    """
     bill = None if reconciliation is None else reconciliation.bills.get(command.reference)
     if reconciliation is None or bill is None:
         raise NotFound("provider_bill")
+    first, last = bill.days
+    if not all(first <= line.day <= last for line in command.lines):
+        raise InvalidValue("day")
+    on_top = reconciliation.booked_usd()
     agreed = {line_key(line.day, line.model): line for line in command.lines}
     events: list[Event] = []
     for key, line in agreed.items():
-        theirs = bill.theirs_usd(line.day, line.model)
-        if key in bill.booked or theirs == line.ours_usd:
+        theirs, ours = bill.theirs_usd(line.day, line.model), add(line.ours_usd, on_top.get(key, ZERO))
+        if key in bill.booked or theirs == ours:
             continue
         events.append(
             BillDifferenceBooked(
@@ -341,9 +365,9 @@ def book_differences(reconciliation: Reconciliation | None, command: BookDiffere
                 reference=bill.reference,
                 day=line.day,
                 model=line.model,
-                ours_usd=line.ours_usd,
+                ours_usd=ours,
                 theirs_usd=theirs,
-                difference_usd=subtract(theirs, line.ours_usd),
+                difference_usd=subtract(theirs, ours),
                 note=command.note,
             )
         )

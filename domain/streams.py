@@ -35,9 +35,13 @@ class Category:
 
 
 def _category(
-    name: str, events: UnionType | type[Event], state: type[State], evolve: Callable[[Any, Any], State]
+    name: str,
+    events: UnionType | type[Event],
+    state: type[State],
+    evolve: Callable[[Any, Any], State],
+    version: int = 1,
 ) -> Category:
-    return Category(name, get_args(events) or (events,), state, evolve)
+    return Category(name, get_args(events) or (events,), state, evolve, version)
 
 
 JOB = _category("job", job.JobEvent, job.Job, job.evolve)
@@ -53,7 +57,11 @@ SHORTAGE = _category("shortage", webhook.CreditsRanOut, webhook.Shortage, webhoo
 CREDENTIALS = _category("credentials", credential.CredentialEvent, credential.Credentials, credential.evolve)
 STATEMENT = _category("statement", statement.StatementClosed, statement.Statements, statement.evolve)
 RECONCILIATION = _category(
-    "reconciliation", statement.ReconciliationEvent, statement.Reconciliation, statement.evolve_reconciliation
+    "reconciliation",
+    statement.ReconciliationEvent,
+    statement.Reconciliation,
+    statement.evolve_reconciliation,
+    version=2,
 )
 
 CATEGORIES = {

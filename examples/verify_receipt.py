@@ -92,7 +92,7 @@ def require_consistent(old: int, old_root: bytes, new: int, new_root: bytes, pro
 
 def opened(note: str, verifier_key: str) -> tuple[int, bytes]:
     """Size and root of a checkpoint that was signed with this key."""
-    name, key_hash, encoded = verifier_key.strip().split("+", 2)
+    name, key_hash, encoded = [*verifier_key.strip().split("+", 2), "", ""][:3]
     key = b64decode(encoded)
     if sha256(name.encode() + b"\n" + key).digest()[:4].hex() != key_hash or key[:1] != b"\1":
         raise NotProven("the key is damaged, or not an Ed25519 key")
@@ -171,8 +171,8 @@ def main() -> int:
     parser.add_argument("--key", required=True, help="the verifier key of the ledger")
     parser.add_argument("--old", type=Path, help="the older checkpoint, as you have kept it")
     given = parser.parse_args()
-    proof = json.loads(given.proof.read_text())
     try:
+        proof = json.loads(given.proof.read_text())
         if "transaction_id" in proof:
             stated = verify_receipt(proof, given.key)
             print(f"proven: entry {proof['position']} of the ledger is")
@@ -180,8 +180,11 @@ def main() -> int:
         else:
             old, new = verify_consistency(proof, given.key, given.old and given.old.read_text())
             print(f"proven: the ledger of {new} events begins with the ledger of {old} events")
-    except (NotProven, ValueError, KeyError) as problem:
+    except (NotProven, OSError) as problem:
         print(f"NOT PROVEN: {problem}", file=sys.stderr)
+        return 1
+    except (ValueError, LookupError, TypeError, AttributeError) as problem:
+        print(f"NOT PROVEN: this is no proof of a ledger, or a damaged one ({problem!r})", file=sys.stderr)
         return 1
     return 0
 

@@ -1,10 +1,10 @@
-"""Tasks beside the one that answers: those that nobody may cancel, and how to end one for certain.
+"""Tasks beside the one that answers: those that nobody may cancel, how to end one for certain, and reading ahead.
 
 What has begun with a provider is settled, whoever hangs up; what merely runs on until the process ends is cancelled.
 """
 
 import asyncio
-from collections.abc import Coroutine
+from collections.abc import AsyncGenerator, Coroutine
 from typing import Any, TypeVar
 
 import structlog
@@ -28,6 +28,22 @@ async def cancelled(task: asyncio.Task[Any] | None) -> None:
         await asyncio.wait({task}, timeout=ASK_AGAIN_SECONDS)
     if not task.cancelled() and (problem := task.exception()) is not None:
         log.warning("task.failed", task=task.get_name(), exc_info=problem)
+
+
+async def ahead(pages: AsyncGenerator[T, None]) -> AsyncGenerator[T, None]:
+    """The same pages, each on its way while somebody works on the one before; to be closed by who stops early."""
+    following = asyncio.create_task(_next(pages), name="read ahead")
+    try:
+        while (page := await following) is not None:
+            following = asyncio.create_task(_next(pages), name="read ahead")
+            yield page
+    finally:
+        await cancelled(following)
+        await pages.aclose()
+
+
+async def _next(pages: AsyncGenerator[T, None]) -> T | None:
+    return await anext(pages, None)
 
 
 class Background:

@@ -3,7 +3,7 @@
 All statements about schema `journal` stand here; the tables and the door itself are in sql/0001_journal.sql.
 """
 
-from collections.abc import AsyncIterator, Iterable, Sequence
+from collections.abc import AsyncGenerator, Iterable, Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
 from operator import itemgetter
@@ -373,7 +373,7 @@ class PoisonEvent(Exception):
     """An event that nobody can read: somebody has to look at it, nothing may step over it."""
 
 
-async def read_all(connection: Connection, after: int, page: int = 2000) -> AsyncIterator[list[Recorded]]:
+async def read_all(connection: Connection, after: int, page: int = 2000) -> AsyncGenerator[list[Recorded], None]:
     """All events behind a position, page by page, up to where the head is when it gets there."""
     while events := await read(connection, after, page):
         yield events

@@ -14,7 +14,7 @@ from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from types import TracebackType
-from typing import LiteralString
+from typing import Any, LiteralString
 
 import psycopg
 from psycopg import AsyncConnection, Connection, errors, sql
@@ -29,6 +29,7 @@ __all__ = [
     "DatabaseUnusable",
     "EmbeddedServer",
     "Pool",
+    "another",
     "connect",
     "dump_schema",
     "migrate",
@@ -247,6 +248,12 @@ async def connect(
         await connection.close()
         raise
     return connection
+
+
+async def another(connection: AsyncConnection[Any]) -> AsyncConnection[TupleRow]:
+    """Open one more connection to where this one leads, for who writes on one and reads on from the other."""
+    info = connection.info
+    return await connect(make_conninfo("", **info.get_parameters(), password=info.password or None))
 
 
 async def _step_down(connection: AsyncConnection[TupleRow], *, statement_timeout_ms: int) -> None:

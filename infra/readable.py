@@ -4,6 +4,7 @@ It is read by connections that may change nothing, under whatever role the addre
 replica, of a restored backup or of an auditor.
 """
 
+import re
 from datetime import datetime
 from typing import Any, LiteralString
 
@@ -14,29 +15,32 @@ from psycopg.rows import class_row
 
 from infra.journal import Connection
 
+PAGE = 1000
+
 _READ_ONLY: Any = {"application_name": "saas-litellm reader", "options": "-c default_transaction_read_only=on"}
+_NOTED = re.compile(r"(?P<position>[0-9]{1,18}):(?P<hash>[0-9a-fA-F]{64})")
+
 _NEXT: LiteralString = """
 select * from journal.readable
 where position > %(after)s
 order by position
 limit %(limit)s
 """
-_LATEST: LiteralString = """
-select * from (select * from journal.readable order by position desc limit %(limit)s) as latest
-order by position
+_BEFORE_LATEST: LiteralString = """
+select notification_id from journal.events order by notification_id desc offset %(number)s limit 1
 """
 # Within a stream by version: that is the order of an index that holds nothing else.
 _NEXT_OF_STREAM: LiteralString = """
 select * from journal.readable
-where stream = %(stream)s and position > %(after)s
+where stream = %(stream)s and position > %(after)s and version > coalesce((
+    select last.version from journal.readable as last
+    where last.position = %(after)s and last.stream = %(stream)s), 0)
 order by version
 limit %(limit)s
 """
-_LATEST_OF_STREAM: LiteralString = """
-select * from (
-    select * from journal.readable where stream = %(stream)s order by version desc limit %(limit)s
-) as latest
-order by version
+_BEFORE_LATEST_OF_STREAM: LiteralString = """
+select notification_id from journal.events where originator_id = %(stream)s
+order by originator_version desc offset %(number)s limit 1
 """
 
 
@@ -55,6 +59,12 @@ class Line(msgspec.Struct, frozen=True, kw_only=True):
     hash: str
 
 
+def noted_down(text: str) -> tuple[int, str] | None:
+    """A position and its hash, as auditors note them down (`POSITION:HASH`); None if it is something else."""
+    found = _NOTED.fullmatch(text)
+    return None if found is None else (int(found["position"]), found["hash"].lower())
+
+
 async def connect(dsn: str) -> Connection:
     """A connection that can change nothing."""
     return await AsyncConnection.connect(dsn, autocommit=True, **_READ_ONLY)
@@ -65,23 +75,25 @@ def connect_blocking(dsn: str) -> BlockingConnection[Any]:
     return BlockingConnection.connect(dsn, autocommit=True, **_READ_ONLY)
 
 
-async def lines(
-    connection: Connection, *, stream: str | None = None, after: int | None = None, limit: int = 100
-) -> list[Line]:
-    """Events in the order of the journal.
+async def lines(connection: Connection, *, stream: str | None = None, after: int = 0, limit: int = PAGE) -> list[Line]:
+    """The first events behind a position, in the order of the journal.
 
     Args:
         stream: only this one's.
-        after: the first ones behind this position; None for the latest there are.
         limit: how many at most.
     """
-    if stream is None:
-        select = _LATEST if after is None else _NEXT
-    else:
-        select = _LATEST_OF_STREAM if after is None else _NEXT_OF_STREAM
+    select = _NEXT if stream is None else _NEXT_OF_STREAM
     async with connection.cursor(row_factory=class_row(Line)) as cursor:
         await cursor.execute(select, {"stream": stream, "after": after, "limit": limit})
         return await cursor.fetchall()
+
+
+async def before_latest(connection: Connection, number: int, *, stream: str | None = None) -> int:
+    """The position behind which there are just so many events, or all there are if there are fewer."""
+    select = _BEFORE_LATEST if stream is None else _BEFORE_LATEST_OF_STREAM
+    cursor = await connection.execute(select, {"stream": stream, "number": number})
+    row: tuple[Any, ...] | None = await cursor.fetchone()
+    return 0 if row is None else int(row[0])
 
 
 async def exists(connection: Connection) -> bool:

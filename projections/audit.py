@@ -51,6 +51,7 @@ from projections.balances import BALANCES, MOVEMENTS, BalanceRecord
 from projections.calls import CALLS, CallRecord
 from projections.jobs import JOBS, JobRecord
 from projections.projection import Projection
+from projections.signed_off import verify_bills, verify_statements
 from projections.transactions import TRANSACTIONS, TransactionRecord
 
 R = TypeVar("R", bound=msgspec.Struct)
@@ -437,6 +438,7 @@ class _Audit:
         self._books = Books()
         self._report = Report()
         self._compared: set[str] = set()
+        self._created = 0  # jobs
 
     def run(self) -> Report:
         started = time.perf_counter()
@@ -456,6 +458,7 @@ class _Audit:
             for position, subject, detail in check(self._books):
                 report.add(check.__name__, position, subject, detail)
         self._compare_jobs()
+        self._look_at_what_was_signed_off()
         self._look_at_snapshots()
         self._look_at_receipts()
         report.seconds = time.perf_counter() - started
@@ -508,6 +511,7 @@ class _Audit:
             return None
         if category not in (CREDIT, JOB, TEAM):
             return None
+        self._created += isinstance(event, JobCreated)
         thing_id = stream.partition("-")[2]
         books = self._books
         before = books.states_of(category).get(thing_id)
@@ -565,7 +569,7 @@ class _Audit:
                 last = found[-1][0].partition("-")[2] if len(found) == JOBS_AT_ONCE else LAST
                 self._compare_some(after, last, {stream for (stream,) in found})
             self._report.jobs += len(found)
-            self._progress("jobs", int(last[:8], 16), 0xFFFFFFFF)
+            self._progress("jobs", self._report.jobs, self._created)
             after = last
 
     def _compare_some(self, after: str, last: str, streams: set[str]) -> None:
@@ -628,6 +632,14 @@ class _Audit:
                 if getattr(expected, name) != getattr(row, name)
             ]
             self._report.add(table, position, key, "; ".join(differing))
+
+    # -- statements and bills --------------------------------------------------------------------------------------
+
+    def _look_at_what_was_signed_off(self) -> None:
+        for name, verify in (("closed_statements", verify_statements), ("booked_bills", verify_bills)):
+            self._report.checks.append(name)
+            for position, stream, detail in verify(self._connection):
+                self._report.add(name, position, stream, detail)
 
     # -- snapshots -------------------------------------------------------------------------------------------------
 

@@ -49,7 +49,6 @@ create table calls (
     provider_error               text
 );
 create index calls_by_job on calls (job_id, position);
-create index calls_by_team on calls (team_id, created_at desc, call_id);
 create index calls_running on calls (deadline) where status = 'running';
 """
 
@@ -298,7 +297,7 @@ async def overdue(
 
 CALLS = Projection(
     name="calls",
-    version=1,
+    version=2,
     tables=("calls",),
     ddl=DDL,
     project=project,

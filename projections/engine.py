@@ -18,8 +18,8 @@ import psycopg
 import structlog
 from psycopg.sql import SQL, Identifier, Literal
 
-from infra import journal, metrics
-from infra.background import cancelled
+from infra import journal, metrics, postgres
+from infra.background import ahead, cancelled
 from infra.journal import Connection, Recorded
 from projections.projection import Batch, Projection
 from projections.rebuild import AlreadyRebuilding, rebuild_all
@@ -339,8 +339,7 @@ class Engine:
             if not self.health.building:
                 self._goes_on()
             if len(events) == BATCH_EVENTS:
-                lag = await journal.position(connection) - position
-                metrics.projected(lag_events=lag, lag_seconds=self.health.lag_seconds)
+                position = await self._catch_up(connection, position)
                 continue
             self.health.behind_since = None
             metrics.projected(lag_events=0, lag_seconds=0.0)
@@ -349,6 +348,33 @@ class Engine:
                     async with asyncio.timeout(IDLE_SECONDS):
                         await self._news.wait()
             await self._progress.wanted(PACE_SECONDS)
+
+    async def _catch_up(self, connection: Connection, position: int) -> int:
+        """Projects batch by batch what is there, each read and decoded while PostgreSQL works on the one before.
+
+        Returns:
+            The position reached, in whatever way that ended: what breaks here breaks again where it is dealt with.
+        """
+        try:
+            async with (
+                await postgres.another(connection) as reading,
+                contextlib.aclosing(ahead(journal.read_all(reading, position, BATCH_EVENTS))) as batches,
+            ):
+                async for events in batches:
+                    self._progress.moved(await project(connection, self._projections, Batch(events)))
+                    position = events[-1].position
+                    self._projected(position)
+                    lag = await journal.position(connection) - position
+                    metrics.projected(lag_events=lag, lag_seconds=self.health.lag_seconds)
+                    if len(events) < BATCH_EVENTS:
+                        break
+        except OutOfStep:
+            raise
+        except Exception as problem:
+            if connection.closed:
+                raise
+            log.warning("projections.slow", reason=type(problem).__name__)
+        return position
 
     async def _read(self, connection: Connection, position: int, limit: int) -> Sequence[Recorded]:
         """Reads and projects the next events; fewer if need be, so that all before the one that stops us are shown."""

@@ -4,17 +4,20 @@ Nothing here holds a connection longer than a page takes, and no page is larger 
 million events needs no more memory for it than who reads a hundred.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import AsyncIterator, Iterable, Sequence
 from datetime import datetime
 from typing import Any
 
 import msgspec
 from psycopg.rows import class_row
 
-from domain.streams import CREDIT, JOB, SHORTAGE, STATEMENT, TEAM
-from infra.journal import Connection
+from domain.event import Event
+from domain.streams import CREDIT, JOB, SHORTAGE, STATEMENT, TEAM, decode
+from infra.journal import Connection, PoisonEvent
 from projections.reading import fetch_one
 
+PAGE = 1000
+EVER = 2**63 - 1  # behind every position there will be
 WINDOW = 20_000  # positions that one statement looks through for what is wanted
 MOST_LOOKED_AT = 200_000  # ... and one page, after which it answers with what it has found
 
@@ -121,6 +124,18 @@ def signature_of(state: bytes) -> Signature | None:
         return None
 
 
+def event_of(written: Evidence) -> Event:
+    """What an event says.
+
+    Raises:
+        PoisonEvent: that cannot be read.
+    """
+    try:
+        return decode(written.topic, written.state)
+    except (KeyError, msgspec.DecodeError) as problem:
+        raise PoisonEvent(f"event {written.position} ({written.topic}) cannot be decoded: {problem}") from problem
+
+
 async def head(connection: Connection) -> Head:
     """Where the journal ends."""
     async with connection.cursor(row_factory=class_row(Head), binary=True) as cursor:
@@ -199,6 +214,15 @@ def _sorted_out(events: Iterable[Evidence], team_id: str | None) -> list[Evidenc
         for event in events
         if event.certain or ((signed := signature_of(event.state)) is not None and signed.team_id == team_id)
     ]
+
+
+async def of_stream(connection: Connection, stream: str) -> AsyncIterator[Evidence]:
+    """All events of a stream, however many."""
+    after, wanted = 0, Wanted(stream=stream)
+    while after < EVER:
+        found, after = await page(connection, wanted, after=after, until=EVER, limit=PAGE)
+        for event in found:
+            yield event
 
 
 async def at(connection: Connection, positions: Sequence[int]) -> list[Evidence]:

@@ -11,10 +11,9 @@ from projections.reading import fetch_all
 
 _GIVEN = """
 select position, transaction_id::text, transaction_type, credits_amount, credits_before, credits_after, reason,
-       payment_reference, expires_at, actor, created_at
+       payment_reference, expires_at, actor, created_at, count(*) over () as total
 from transactions
-where team_id = %(team_id)s and transaction_type not in ('deduction', 'hold', 'release')
-  and transaction_type <> 'refund'
+where team_id = %(team_id)s and transaction_type not in ('deduction', 'hold', 'release', 'refund')
 order by position desc limit %(limit)s
 """
 
@@ -40,7 +39,7 @@ order by job_id, ordinal
 
 
 class Given(msgspec.Struct, kw_only=True):
-    """A movement that no job caused."""
+    """A movement that no job caused; each says how many there are of them."""
 
     position: int
     transaction_id: str
@@ -53,6 +52,7 @@ class Given(msgspec.Struct, kw_only=True):
     expires_at: datetime | None
     actor: str
     created_at: datetime
+    total: int
 
 
 class JobMovement(msgspec.Struct, kw_only=True):

@@ -7,7 +7,8 @@ exchange itself. Whatever breaks on the way, the old tables are as they were.
 """
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
+from contextlib import aclosing
 from dataclasses import dataclass
 from typing import LiteralString
 
@@ -15,8 +16,9 @@ import psycopg
 import structlog
 from psycopg.sql import SQL, Composed, Identifier
 
-from infra import journal
-from infra.journal import Connection
+from infra import journal, postgres
+from infra.background import ahead
+from infra.journal import Connection, Recorded
 from projections.projection import Batch, Projection, wanted
 from projections.standing import define, in_place, lock_position, project_rows, tracked
 
@@ -50,6 +52,9 @@ select count(*) from (
     (select * from {live} except all select * from {shadow})
 ) as differing
 """)
+
+
+Stretch = tuple[int, list[Recorded]]  # up to where, and what is wanted of it
 
 
 class AlreadyRebuilding(Exception):
@@ -138,27 +143,33 @@ class _Building:
 
     async def catch_up(self) -> None:
         """Comes near to where the live tables are, however far these move meanwhile."""
-        while (until := await tracked(self._connection)) - self.position > NEARLY:
-            while self.position < until:
-                async with self._connection.pipeline(), self._connection.transaction():
-                    # Nobody sees these tables yet, and after a crash they are begun again.
-                    await self._connection.execute("set local synchronous_commit = off")
-                    reached = await self._project(self.position, min(self.position + BATCH_EVENTS, until))
-                self.position = reached
-                self._progress(reached, until)
+        async with await postgres.another(self._connection) as reading:
+            while (until := await tracked(self._connection)) - self.position > NEARLY:
+                async with aclosing(ahead(self._batches(reading, until))) as batches:
+                    async for reached, events in batches:
+                        async with self._connection.pipeline(), self._connection.transaction():
+                            # Nobody sees these tables yet, and after a crash they are begun again.
+                            await self._connection.execute("set local synchronous_commit = off")
+                            await project_rows(self._connection, self._projections, Batch(events))
+                        self.position = reached
+                        self._progress(reached, until)
 
-    async def _project(self, after: int, until: int) -> int:
-        if after < until:
-            events = await journal.stretch(self._connection, after, until, wanted(self._projections))
-            if events:
-                await project_rows(self._connection, self._projections, Batch(events))
-        return until
+    async def _project_until(self, until: int) -> None:
+        """The last events, in the transaction that is open."""
+        async for _, events in self._batches(self._connection, until):
+            await project_rows(self._connection, self._projections, Batch(events))
+
+    async def _batches(self, connection: Connection, until: int) -> AsyncGenerator[Stretch, None]:
+        for after in range(self.position, until, BATCH_EVENTS):
+            reached = min(after + BATCH_EVENTS, until)
+            yield reached, await journal.stretch(connection, after, reached, wanted(self._projections))
 
     async def compare(self) -> tuple[int, int | None]:
         """How many rows there are, and how many differ, as of one moment, while the engine goes on."""
         async with self._connection.transaction():
             await self._connection.execute("set transaction isolation level repeatable read")
-            reached = await self._project(self.position, await tracked(self._connection))
+            reached = await tracked(self._connection)
+            await self._project_until(reached)
             comparable = len(await in_place(self._connection, self._projections)) == len(self._projections)
             rows, differing = 0, 0
             for table in self._tables:
@@ -186,7 +197,7 @@ class _Building:
         """
         async with self._connection.transaction():
             until = await lock_position(self._connection)
-            await self._project(self.position, until)
+            await self._project_until(until)
             # Less than PostgreSQL's deadlock_timeout: before it looks for a victim among the readers, we have gone.
             await self._connection.execute("set local lock_timeout = '200ms'")
             for table in self._tables:

@@ -63,12 +63,11 @@ create table usage_by_day (
     client_cost_usd   numeric not null,
     primary key (team_id, day, job_type)
 );
-create index usage_by_day_of_organization on usage_by_day (organization_id, day);
 
 create table usage_by_model (
-    row_key           bytea primary key, -- of all the names below, which together are too long for an index
     team_id           text not null,
     day               date not null,
+    row_key           bytea not null, -- of all the names below, which together are too long for an index
     organization_id   text not null,
     job_type          text not null,
     model             text not null,
@@ -83,16 +82,15 @@ create table usage_by_model (
     latency_ms        bigint not null,
     latencies         bigint not null,
     provider_cost_usd numeric not null,
-    client_cost_usd   numeric not null
+    client_cost_usd   numeric not null,
+    primary key (team_id, day, row_key)
 );
-create index usage_by_model_of_team on usage_by_model (team_id, day);
-create index usage_by_model_of_organization on usage_by_model (organization_id, day);
 create index usage_by_model_of_day on usage_by_model (day);
 
 create table usage_by_month (
-    row_key           bytea primary key,
     team_id           text not null,
     month             date not null,
+    row_key           bytea not null,
     organization_id   text not null,
     model             text not null,
     provider          text not null,
@@ -102,14 +100,14 @@ create table usage_by_month (
     prompt_tokens     bigint not null,
     completion_tokens bigint not null,
     provider_cost_usd numeric not null,
-    client_cost_usd   numeric not null
+    client_cost_usd   numeric not null,
+    primary key (team_id, month, row_key)
 );
-create index usage_by_month_of_team on usage_by_month (team_id, month);
-create index usage_by_month_of_organization on usage_by_month (organization_id, month);
+create index usage_by_month_of_all on usage_by_month (month, team_id);
 
 create table usage_of_house (
-    row_key           bytea primary key,
     day               date not null,
+    row_key           bytea not null,
     job_type          text not null,
     model             text not null,
     purpose           text not null,
@@ -120,9 +118,9 @@ create table usage_of_house (
     prompt_tokens     bigint not null,
     completion_tokens bigint not null,
     provider_cost_usd numeric not null,
-    client_cost_usd   numeric not null
+    client_cost_usd   numeric not null,
+    primary key (day, row_key)
 );
-create index usage_of_house_by_day on usage_of_house (day);
 
 create table usage_by_team (
     team_id           text primary key,
@@ -207,14 +205,14 @@ with change as (
     group by 1, 2, 3, 4, 5, 6, 7
 ), by_month as (
     insert into usage_by_month as usage (
-        row_key, team_id, month, organization_id, model, provider, resolved_model, successful_calls, failed_calls,
+        team_id, month, row_key, organization_id, model, provider, resolved_model, successful_calls, failed_calls,
         prompt_tokens, completion_tokens, provider_cost_usd, client_cost_usd)
-    select sha256(convert_to(json_build_array(team_id, month, model, provider, resolved_model)::text, 'UTF8')),
-           team_id, month, max(organization_id), model, provider, resolved_model, sum(successful_calls),
-           sum(failed_calls), sum(prompt_tokens), sum(completion_tokens), sum(provider_cost_usd), sum(client_cost_usd)
+    select team_id, month, sha256(convert_to(json_build_array(model, provider, resolved_model)::text, 'UTF8')),
+           max(organization_id), model, provider, resolved_model, sum(successful_calls), sum(failed_calls),
+           sum(prompt_tokens), sum(completion_tokens), sum(provider_cost_usd), sum(client_cost_usd)
     from (select *, date_trunc('month', day::timestamp)::date as month from change) as change
     group by team_id, month, model, provider, resolved_model
-    on conflict (row_key) do update
+    on conflict (team_id, month, row_key) do update
     set successful_calls = usage.successful_calls + excluded.successful_calls,
         failed_calls = usage.failed_calls + excluded.failed_calls,
         prompt_tokens = usage.prompt_tokens + excluded.prompt_tokens,
@@ -223,14 +221,14 @@ with change as (
         client_cost_usd = usage.client_cost_usd + excluded.client_cost_usd
 ), of_house as (
     insert into usage_of_house as usage (
-        row_key, day, job_type, model, purpose, provider, resolved_model, successful_calls, failed_calls,
+        day, row_key, job_type, model, purpose, provider, resolved_model, successful_calls, failed_calls,
         prompt_tokens, completion_tokens, provider_cost_usd, client_cost_usd)
-    select sha256(convert_to(json_build_array(day, job_type, model, purpose, provider, resolved_model)::text, 'UTF8')),
-           day, job_type, model, purpose, provider, resolved_model, sum(successful_calls), sum(failed_calls),
+    select day, sha256(convert_to(json_build_array(job_type, model, purpose, provider, resolved_model)::text, 'UTF8')),
+           job_type, model, purpose, provider, resolved_model, sum(successful_calls), sum(failed_calls),
            sum(prompt_tokens), sum(completion_tokens), sum(provider_cost_usd), sum(client_cost_usd)
     from change
     group by day, job_type, model, purpose, provider, resolved_model
-    on conflict (row_key) do update
+    on conflict (day, row_key) do update
     set successful_calls = usage.successful_calls + excluded.successful_calls,
         failed_calls = usage.failed_calls + excluded.failed_calls,
         prompt_tokens = usage.prompt_tokens + excluded.prompt_tokens,
@@ -239,16 +237,15 @@ with change as (
         client_cost_usd = usage.client_cost_usd + excluded.client_cost_usd
 )
 insert into usage_by_model as usage (
-    row_key, team_id, day, organization_id, job_type, model, purpose, provider, resolved_model, successful_calls,
+    team_id, day, row_key, organization_id, job_type, model, purpose, provider, resolved_model, successful_calls,
     failed_calls, rejected_calls, prompt_tokens, completion_tokens, latency_ms, latencies, provider_cost_usd,
     client_cost_usd)
-select sha256(convert_to(
-           json_build_array(team_id, day, job_type, model, purpose, provider, resolved_model)::text, 'UTF8')),
-       team_id, day, organization_id, job_type, model, purpose, provider, resolved_model, successful_calls,
-       failed_calls, rejected_calls, prompt_tokens, completion_tokens, latency_ms, latencies, provider_cost_usd,
-       client_cost_usd
+select team_id, day,
+       sha256(convert_to(json_build_array(job_type, model, purpose, provider, resolved_model)::text, 'UTF8')),
+       organization_id, job_type, model, purpose, provider, resolved_model, successful_calls, failed_calls,
+       rejected_calls, prompt_tokens, completion_tokens, latency_ms, latencies, provider_cost_usd, client_cost_usd
 from change
-on conflict (row_key) do update
+on conflict (team_id, day, row_key) do update
 set successful_calls = usage.successful_calls + excluded.successful_calls,
     failed_calls = usage.failed_calls + excluded.failed_calls,
     rejected_calls = usage.rejected_calls + excluded.rejected_calls,
@@ -314,7 +311,10 @@ limit %(limit)s offset %(offset)s
 """
 
 _OF_TEAM = "team_id = %(team_id)s"
-_OF_ORGANIZATION = "organization_id = %(organization_id)s"
+# Indexes by organization would cost something at every call; those by team lead to its rows as well.
+OF_ORGANIZATION = """
+    team_id = any (array(select team_id from usage_by_team where organization_id = %(organization_id)s))
+"""
 
 
 class Totals(msgspec.Struct, kw_only=True):
@@ -421,6 +421,9 @@ def _count(usage: JobUsage, event: JobCreated | CallFinished | CallFailed | JobE
 
 # -- reading -----------------------------------------------------------------------------------------------------------
 
+BEGINNING_OF_TIME = datetime.min.replace(tzinfo=UTC)
+END_OF_TIME = datetime(9999, 1, 1, tzinfo=UTC)  # the last one before which all months are whole
+
 
 @dataclass(frozen=True, slots=True)
 class Span:
@@ -432,7 +435,7 @@ class Span:
     @classmethod
     def of(cls, start: datetime | None, end: datetime | None) -> "Span":
         """None is open."""
-        return cls(start or datetime.min.replace(tzinfo=UTC), end or datetime.max.replace(tzinfo=UTC))
+        return cls(start or BEGINNING_OF_TIME, end or END_OF_TIME)
 
     @property
     def days(self) -> tuple[date, date]:
@@ -448,6 +451,16 @@ class Span:
         first_day, end_day = self.days
         first_month, end_month = _month_from(first_day), end_day.replace(day=1)
         return (first_month, end_month) if first_month <= end_month else (end_day, end_day)
+
+    @property
+    def is_of_days(self) -> bool:
+        """Whether it begins and ends at midnight."""
+        return self.start == _midnight(self.start.date()) and self.end == _midnight(self.end.date())
+
+    @property
+    def is_of_months(self) -> bool:
+        """Whether it begins and ends with a month."""
+        return self.is_of_days and self.days == self.months
 
     def parameters(self) -> dict[str, date | datetime]:
         first_day, end_day = self.days
@@ -483,7 +496,7 @@ async def totals_of_team(connection: Connection, team_id: str) -> Totals:
 
 
 async def totals_of_organization(connection: Connection, organization_id: str) -> Totals:
-    return await _totals(connection, _OF_ORGANIZATION, {"organization_id": organization_id})
+    return await _totals(connection, "organization_id = %(organization_id)s", {"organization_id": organization_id})
 
 
 async def _totals(connection: Connection, scope: str, whose: Mapping[str, Any]) -> Totals:
@@ -499,13 +512,13 @@ async def of_team(connection: Connection, team_id: str, span: Span) -> list[Usag
 async def of_organization(connection: Connection, organization_id: str, span: Span) -> list[UsageRecord]:
     """What an organization used, by team and job type."""
     wanted = {**span.parameters(), "organization_id": organization_id}
-    return await fetch_all(connection, UsageRecord, _OF_PERIOD.format(scope=_OF_ORGANIZATION), wanted)
+    return await fetch_all(connection, UsageRecord, _OF_PERIOD.format(scope=OF_ORGANIZATION), wanted)
 
 
 async def costs_of_organization(connection: Connection, organization_id: str, span: Span) -> list[CostRecord]:
     """What an organization's calls cost, by team and requested model."""
     wanted = {**span.parameters(), "organization_id": organization_id}
-    return await fetch_all(connection, CostRecord, _COSTS.format(scope=_OF_ORGANIZATION), wanted)
+    return await fetch_all(connection, CostRecord, _COSTS.format(scope=OF_ORGANIZATION), wanted)
 
 
 async def jobs_of_team(connection: Connection, team_id: str, span: Span, *, limit: int, offset: int) -> list[JobRecord]:
@@ -516,7 +529,7 @@ async def jobs_of_team(connection: Connection, team_id: str, span: Span, *, limi
 
 USAGE = Projection(
     name="usage",
-    version=2,
+    version=3,
     tables=("usage_by_day", "usage_by_model", "usage_by_month", "usage_of_house", "usage_by_team"),
     ddl=DDL,
     project=project,

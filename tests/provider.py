@@ -9,6 +9,7 @@ wants in the place where it calls:
     no-usage, null-usage, zero-usage, partial-usage, null-content, no-choices, list-content
     finish-<reason>               gpt-ok, ended for that reason
     tools                         one tool call, in pieces when streamed
+    cookie                        gpt-ok, with a cookie
     agent                         a tool call first, gpt-ok when it is told what the tool said
     slow-<ms>                     gpt-ok after so long
     stream-<n>-<delay ms>         n chunks "w0 w1 ...", so far apart
@@ -118,6 +119,7 @@ class FakeProvider:
         # handler_cancellation makes aiohttp tell a handler that its client has left.
         app = web.Application(client_max_size=64 << 20)
         app.router.add_post("/v1/chat/completions", self._answer)
+        app.router.add_post("/openai/deployments/{model}/chat/completions", self._answer)  # Azure's
         self._runner = web.AppRunner(app, access_log=None, handler_cancellation=True, shutdown_timeout=0.1)
         await self._runner.setup()
         site = web.TCPSite(self._runner, "127.0.0.1", self._port)
@@ -132,6 +134,12 @@ class FakeProvider:
     @property
     def last(self) -> Seen:
         return self.requests[-1]
+
+    @property
+    def connections(self) -> int:
+        """How many are open."""
+        server = self._runner.server if self._runner is not None else None
+        return len(server.connections) if server is not None else 0
 
     def until(self, happened: Callable[[FakeProvider], bool]) -> None:
         """Wait for something that the provider notices later than the client, such as its leaving."""
@@ -172,7 +180,8 @@ class FakeProvider:
                     return bad
         if ask.stream and ask.model != "not-a-stream":
             return await self._stream(request, ask)
-        return web.Response(body=whole(ask.model, last_words(ask)), content_type="application/json")
+        headers = {"Set-Cookie": "who=you; Path=/"} if ask.model == "cookie" else None
+        return web.Response(body=whole(ask.model, last_words(ask)), content_type="application/json", headers=headers)
 
     def _bad_answer(self, request: web.Request, ask: Ask) -> web.Response | None:
         match parts(ask.model):

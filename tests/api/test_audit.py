@@ -1,6 +1,8 @@
 """What an auditor sees over HTTP: the journal with its hashes, balances added up again, and the reasons for them."""
 
+import csv
 import hashlib
+import io
 import json
 from base64 import b64decode
 from collections.abc import Iterator, Sequence
@@ -8,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import httpx
+import psycopg
 import pytest
 from eventsourcing.application import NotificationLog, ProcessingEvent, Section
 from eventsourcing.persistence import Notification
@@ -16,7 +19,7 @@ from eventsourcing.system import ProcessApplication
 from api import audit
 from domain.credit import CreditsCharged
 from projections import evidence
-from tests.api.conftest import Server, TestTeam, make_alias, make_team
+from tests.api.conftest import Server, TestTeam, make_alias, make_team, running
 from tests.api.people import Person, add, code, set_up
 from tests.provider import FakeProvider
 
@@ -252,13 +255,64 @@ def test_a_replay_in_pages_adds_up_like_one_in_a_piece(admin: httpx.Client, stor
         page = get(admin, path, after=after, limit=2)
         paged += page["movements"]
         after = page["next_after"]
+        totals = {name: page[name] for name in ("credits_allocated", "credits_remaining", "credits_held")}
+        assert (len(paged), totals) == (page["events"], {name: paged[-1][name] for name in totals})
     assert whole == paged
     assert whole[3:5] == lines(admin, path, after=whole[2]["position"], limit=2)
+
+
+def test_a_replay_goes_past_an_event_that_nobody_can_read_and_says_so(database: str) -> None:
+    with running(database) as server, server.client() as admin:
+        team = make_team(server, admin, credits=5)
+        admin.post("/api/credits/add", json={"team_id": team.team_id, "amount": 2})
+        with psycopg.connect(database) as owner:
+            owner.execute("alter table journal.events disable trigger user")
+            [[position]] = owner.execute(
+                "update journal.events set state = 'x' where topic = 'CreditsGranted' and originator_version = 2"
+                " returning notification_id"
+            ).fetchall()
+        replay = get(admin, f"teams/{team.team_id}/replay")
+        opened, unreadable, granted = replay["movements"]
+        assert (position, "CreditsGranted", None, 0, False) == tuple(
+            unreadable[name] for name in ("position", "type", "at", "credits_change", "agrees")
+        )
+        assert (2, 7, False) == (
+            granted["credits_remaining"],
+            granted["recorded"]["credits_remaining"],
+            granted["agrees"],
+        )
+        assert (True, False) == (opened["agrees"], replay["agrees"])
+        assert replay["movements"] == lines(admin, f"teams/{team.team_id}/replay")
 
 
 def test_before_its_first_moment_a_team_has_nothing(admin: httpx.Client, story: Story) -> None:
     replay = get(admin, f"teams/{story.team.team_id}/replay", until="2020-01-01")
     assert ([], 0) == (replay["movements"], replay["credits_remaining"])
+
+
+def test_a_replay_comes_as_a_table_for_spreadsheets(
+    admin: httpx.Client, story: Story, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = f"teams/{story.team.team_id}/replay"
+    monkeypatch.setattr(audit, "PAGE", 3)
+    answer = admin.get(f"/api/audit/{path}", params={"format": "csv"})
+    accepted = admin.get(f"/api/audit/{path}", headers={"Accept": "text/csv"})
+    assert (answer.text, "text/csv; charset=utf-8") == (accepted.text, accepted.headers["content-type"])
+    rows = list(csv.DictReader(io.StringIO(answer.text)))
+    movements = lines(admin, path)
+    assert [(str(each["credits_remaining"]), each["hash"], "true") for each in movements] == [
+        (row["credits_remaining"], row["hash"], row["agrees"]) for row in rows
+    ]
+    part = admin.get(f"/api/audit/{path}", params={"format": "csv", "after": rows[2]["position"], "limit": 4})
+    assert rows[3:7] == list(csv.DictReader(io.StringIO(part.text)))
+
+
+def test_a_replay_ends_at_a_position_or_at_a_moment(admin: httpx.Client, story: Story) -> None:
+    for until in ("-1", "soon", "2026-02-30"):
+        answer = admin.get(f"/api/audit/teams/{story.team.team_id}/replay", params={"until": until})
+        [item] = answer.json()["detail"]
+        assert (422, ["query", "until"]) == (answer.status_code, item["loc"])
+        assert item["msg"].startswith("expected a position, ")
 
 
 def test_there_is_no_replay_of_a_team_that_never_was(admin: httpx.Client) -> None:
@@ -302,6 +356,18 @@ def test_a_balance_is_explained_down_to_tokens_and_prices(admin: httpx.Client, s
     credits = job["credits"]
     kept = charge["credits_from_hold"] + credits["credits_released"] + credits["credits_still_held"]
     assert credits["credits_held"] == kept
+
+
+def test_an_explanation_says_how_much_of_it_is_shown(
+    admin: httpx.Client, server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    team = make_team(server, admin, credits=5)
+    for _ in range(3):
+        admin.post("/api/credits/add", json={"team_id": team.team_id, "amount": 1})
+        team.job()
+    monkeypatch.setattr("api.explanation.MOST_GIVEN", 2)
+    tree = get(admin, "explain", team_id=team.team_id, limit=1)
+    assert (2, 4, 1, 3) == (len(tree["given"]), tree["total_given"], len(tree["jobs"]), tree["total_jobs"])
 
 
 def test_nobody_explains_a_team_that_never_was(admin: httpx.Client) -> None:

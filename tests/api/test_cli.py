@@ -19,6 +19,8 @@ from psycopg.conninfo import conninfo_to_dict
 
 from api import cli
 from infra import log as logging
+from infra import readable
+from projections import evidence
 from tests.api.conftest import MASTER_KEY, Server, TestTeam, make_team, running
 from tests.api.serving import SETTINGS, fresh_data_dir, run
 from tests.conftest import _database_on
@@ -152,6 +154,27 @@ def test_events_of_one_stream_are_its_own(command: Command, team: TestTeam):
     assert [event["version"] for event in events] == [1, 2]
 
 
+def test_long_journals_are_printed_page_by_page(command: Command, team: TestTeam, monkeypatch: pytest.MonkeyPatch):
+    stream = f"credit-{team.team_id}"
+    for _ in range(5):
+        command("credits", "grant", team.team_id, "1")
+    questions = [[], ["--after", "3"], [stream], [stream, "--limit", "4"], [stream, "--after", "0", "--limit", "4"]]
+    whole = [command("events", *question, "--json").json for question in questions]
+    assert [[1, 2, 3, 4, 5, 6, 7], [4, 5, 6, 7], [1, 2, 3, 4]] == [
+        [event["version"] for event in events] for events in whole[2:]
+    ]
+    replayed = command("replay", team.team_id).out
+
+    monkeypatch.setattr(readable, "PAGE", 3)
+    monkeypatch.setattr(evidence, "PAGE", 3)
+    assert whole == [command("events", *question, "--json").json for question in questions]
+    assert replayed == command("replay", team.team_id).out
+
+
+def test_behind_the_last_event_of_a_stream_there_is_nothing_yet(command: Command, team: TestTeam):
+    assert Done(0, "", "") == command("events", f"credit-{team.team_id}", "--after", "1000000000")
+
+
 def test_a_stream_that_does_not_exist_is_a_refusal(command: Command):
     assert command("events", "job-0") == Done(1, "", 'saas-litellm: not_found resource="stream job-0"\n')
 
@@ -249,6 +272,21 @@ def test_replay_adds_up_what_a_team_has(command: Command, team: TestTeam):
     assert all(each["agrees"] for each in movements)
 
 
+def test_a_replay_says_which_event_cannot_be_read(command: Command, database: str):
+    with running(database) as server, server.client() as admin:
+        team_id = make_team(server, admin).team_id
+    with psycopg.connect(database) as owner:
+        owner.execute("alter table journal.events disable trigger user")
+        [[position]] = owner.execute(
+            "update journal.events set state = 'x' where topic = 'CreditsGranted' returning notification_id"
+        ).fetchall()
+
+    done = command("replay", team_id, on=database)
+
+    assert (1, 1) == (done.status, len(done.lines))
+    assert done.err.startswith(f"saas-litellm: event {position} (CreditsGranted) cannot be decoded: ")
+
+
 @pytest.fixture
 def this_month(today: date) -> str:
     return f"{today:%Y-%m}"
@@ -331,10 +369,26 @@ def test_a_changed_event_is_found_and_named(command: Command, database: str):
 
 
 def test_a_journal_that_was_cut_off_is_found_with_what_was_noted_down(command: Command):
-    done = command("verify", "--noted", "1000000:ab12")
+    done = command("verify", "--noted", f"1000000:{'ab' * 32}")
 
     assert done.status == 1
     assert "the journal ends at" in done.out
+
+
+def test_a_visit_goes_on_from_what_was_noted_down_at_the_one_before(command: Command, team: TestTeam):
+    position, _, digest = command("verify", "--quick").lines[-1].removeprefix("to note down: ").partition(":")
+    command("credits", "grant", team.team_id, "1")
+
+    assert command("verify", "--from", position, "--noted", f"{position}:{digest.upper()}").status == 0
+    rewritten = command("verify", "--from", position, "--noted", f"{position}:{'ab' * 32}")
+    assert (1, True) == (rewritten.status, f"BROKEN at position {position} (noted)" in rewritten.out)
+
+
+def test_nothing_that_was_noted_down_is_passed_over(command: Command, team: TestTeam):
+    for options in (["--from", "5"], ["--to", "3"]):
+        done = command("verify", *options, "--noted", f"4:{'ab' * 32}")
+        assert (2, "", True) == (done.status, done.out, "position 4 would not be looked at" in done.err)
+    assert 2 == command("verify", "--noted", "4:beef").status
 
 
 def test_a_read_model_is_rebuilt_and_is_the_same(command: Command, team: TestTeam):

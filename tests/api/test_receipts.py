@@ -181,5 +181,9 @@ def test_the_file_that_customers_get_verifies_offline(
     proven, forged = run(receipt), run({**receipt, "statement": receipt["statement"].replace("1", "2")})
     assert (0, True) == (proven.returncode, proven.stdout.startswith("proven: "))
     assert (1, "") == (forged.returncode, forged.stdout)
+    for damaged in ([], "receipt", {"transaction_id": 1}, {**receipt, "proof": None}, {**receipt, "position": "7"}):
+        said = run(damaged)
+        assert (1, "", 1) == (said.returncode, said.stdout, said.stderr.count("\n")), said.stderr
+        assert said.stderr.startswith("NOT PROVEN: ")
     first = get(admin, "checkpoint")["size"]
     assert 0 == run(get(admin, "consistency", **{"from": first})).returncode

@@ -21,7 +21,7 @@ BASE = f"/api/reports/reconciliation/{PROVIDER}/bills"
 COST = Decimal("0.0035")  # of each call of the past
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def model(server: Server) -> str:
     """A provider's model that was called twice on 1 June, once on 2 June and once on 4 June."""
     model = f"gpt-{uuid4().hex[:8]}"
@@ -118,6 +118,30 @@ def test_agreed_differences_are_booked_once_with_their_reference(admin: httpx.Cl
     assert ["Agreed with their support"] * 2 == [event["note"] for event in events if event.get("note")]
 
 
+def test_a_bill_that_comes_a_second_time_asks_nothing_more(admin: httpx.Client, model: str) -> None:
+    unknown = f"{model}-unknown"
+    lines = ("2026-06-02", model, 1300, "0.0042"), ("2026-06-04", unknown, 5, "1.5")
+    first, again, corrected = (f"bill-{uuid4().hex[:8]}" for _ in range(3))
+    ok(import_bill(admin, csv_of(*lines), first))
+    agreed = [("2026-06-02", model), ("2026-06-04", model), ("2026-06-04", unknown)]
+    assert 3 == len(exactly(book(admin, first, *agreed))["booked"])
+    ok(import_bill(admin, csv_of(*lines), again))
+    assert ["agrees"] * 3 == [row[-1] for row in rows_of(admin, again, model, unknown)]
+    assert [] == exactly(book(admin, again, *agreed))["booked"]
+    ok(import_bill(admin, csv_of(("2026-06-02", model, 1300, "0.0040"), ("2026-06-04", model, 1100, "0")), corrected))
+    assert [
+        ("2026-06-02", model, Decimal("0.0042"), Decimal("0.0040"), Decimal("-0.0002"), "differs"),
+        ("2026-06-04", model, 0, 0, 0, "agrees"),
+        ("2026-06-04", unknown, Decimal("1.5"), 0, Decimal("-1.5"), "differs"),
+    ] == rows_of(admin, corrected, model, unknown)
+
+
+def test_a_bill_says_nothing_of_days_before_and_after_it(admin: httpx.Client, model: str, bill: str) -> None:
+    for day in ("2026-05-31", "2026-06-05"):
+        assert "day" == refused(book(admin, bill, ("2026-06-02", model), (day, model)), 400, "invalid_value")["field"]
+    assert [] == [row for row in rows_of(admin, bill, model) if row[-1] == "booked"]
+
+
 def test_the_same_bill_again_is_answered_and_another_refused(admin: httpx.Client, model: str) -> None:
     reference, body = f"bill-{uuid4().hex[:8]}", csv_of(("2026-06-01", model, 1, "1"))
     first = ok(import_bill(admin, body, reference))
@@ -132,6 +156,7 @@ def test_a_bill_may_be_written_in_several_ways(admin: httpx.Client) -> None:
         exactly(import_bill(admin, body))
         for body in (
             "day,model,tokens,cost\r\n2026-06-01,m,12,0.10000001\r\n",
+            "day,model,tokens,cost,\n2026-06-01,m,12,0.10000001,,\n",
             "\ufeffDate;Model;Total_Tokens;Cost_USD\n2026-06-01T00:00:00Z;m;12;0.10000001\n",
             json.dumps(line),
             json.dumps(line) + "\n" + json.dumps({**line, "cost": 0}) + "\n",
@@ -153,6 +178,8 @@ def test_a_bill_may_be_written_in_several_ways(admin: httpx.Client) -> None:
         ("day,model,tokens,cost\n", ["body", "lines"]),
         ("day,model,tokens\n2026-06-01,m,1\n", ["body", "lines", 1, "cost"]),
         ("day,model,tokens,cost\n2026-06-01,m,1,1\n2026-06-31,m,1,1\n", ["body", "lines", 2, "day"]),
+        ("day,model,tokens,cost\n2026-06-01 or so,m,1,1\n", ["body", "lines", 1, "day"]),
+        ("day,model,tokens,cost\n2026-06-01,m,1,1\n2026-06-01,m,1,1,234.56\n", ["body", "lines", 2]),
         ("day,model,tokens,cost\n2026-06-01,m,1.5,1\n", ["body", "lines", 1, "tokens"]),
         ("day,model,tokens,cost\n2026-06-01,m,-1,1\n", ["body", "lines", 1, "tokens"]),
         ("day,model,tokens,cost\n2026-06-01,m,1,NaN\n", ["body", "lines", 1, "cost"]),

@@ -8,11 +8,13 @@ from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import httpx
 import psycopg
 import pytest
 from psycopg import sql
+from psycopg.conninfo import make_conninfo
 
 from api.app import PROJECTIONS
 from infra import postgres
@@ -125,6 +127,34 @@ def test_every_view_answers_auditors_and_nobody_else(told: Server) -> None:
         connection.execute("create view reporting.mine as select 1 as one")
     public = "select count(*) from pg_namespace where nspname = 'reporting' and nspacl::text ~ '[{,]=[^,]*U'"
     assert [(0,)] == rows(told.dsn, public)
+
+
+WRITABLE = """
+select oid::regclass::text from pg_class
+where relnamespace in (select oid from pg_namespace where nspname in ('journal', 'app', 'readmodel', 'reporting'))
+  and relkind in ('r', 'v') and has_table_privilege(oid, 'insert, update, delete, truncate')
+union all
+select oid::regprocedure::text from pg_proc
+where pronamespace::regnamespace::text in ('journal', 'app', 'reporting')
+  and (prosecdef or provolatile = 'v') and prorettype <> 'trigger'::regtype and has_function_privilege(oid, 'execute')
+union all
+select nspname from pg_namespace where nspname !~ '^pg_temp' and has_schema_privilege(oid, 'create')
+"""
+
+
+def test_a_login_for_a_tool_reads_and_changes_nothing(told: Server) -> None:
+    [commands] = re.findall(r"A login for a tool:\n\n```sql\n(.*?)```", PAGE, re.DOTALL)
+    role = f"tool_{uuid4().hex[:8]}"
+    with psycopg.connect(told.dsn, autocommit=True) as owner:
+        owner.execute(commands.replace("metabase", role).replace("...", "secret").encode())
+        try:
+            with psycopg.connect(make_conninfo(told.dsn, user=role, password="secret"), autocommit=True) as tool:
+                assert 6 == len(tool.execute("select from reporting.daily_costs").fetchall())
+                assert [] == tool.execute(WRITABLE).fetchall()
+                with pytest.raises(psycopg.errors.ReadOnlySqlTransaction):
+                    tool.execute("create temporary table theirs (one integer)")
+        finally:
+            owner.execute(sql.SQL("drop role {}").format(sql.Identifier(role)))
 
 
 def test_views_of_finance_on_ours_survive_a_rebuild_of_all_read_models(told: Server) -> None:

@@ -3,12 +3,14 @@
 import csv
 import io
 import json
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from itertools import combinations
 from typing import Any
 
 import httpx
+import psycopg
 import pytest
 
 from projections.costs import COLUMNS, DIMENSIONS
@@ -16,6 +18,7 @@ from tests.api.conftest import Server, TestTeam, make_alias, make_team
 from tests.api.test_teams import invalid, make_group, ok, refused
 from tests.api.test_usage import call, end, exactly
 from tests.provider import FakeProvider
+from tests.waiting import until
 
 FIGURES = {
     "calls",
@@ -261,3 +264,22 @@ def test_reports_are_for_administrators_and_of_known_organizations(admin: httpx.
         refused(team.client.get(f"/api/jobs/organizations/{team.organization_id}/{path}"), 403, "admin_required")
         invalid(admin.get(f"/api/jobs/organizations/{team.organization_id}/{path}?start_date=x"), "query", "start_date")
     refused(team.client.get("/api/reports/costs"), 403, "admin_required")
+
+
+# -- too much ----------------------------------------------------------------------------------------------------------
+
+CANCEL = """
+select pg_cancel_backend(pid) from pg_stat_activity
+where datname = current_database() and wait_event_type = 'Lock' and query like '%usage_of_house%as page%'
+"""
+
+
+def test_a_report_that_postgresql_gives_up_on_says_so(server: Server, admin: httpx.Client) -> None:
+    """It gives up after 30 seconds; here at once, since nobody wants to wait for that."""
+    with psycopg.connect(server.dsn) as locking, psycopg.connect(server.dsn, autocommit=True) as owner:
+        locking.execute("lock table readmodel.usage_of_house in access exclusive mode")
+        with ThreadPoolExecutor(1) as somebody:
+            answer = somebody.submit(admin.get, "/api/reports/costs", params={"group_by": "job_type"})
+            until(lambda: owner.execute(CANCEL).fetchall() == [(True,)])
+            refused(answer.result(), 503, "took_too_long")
+    assert admin.get("/api/reports/costs", params={"group_by": "job_type"}).is_success

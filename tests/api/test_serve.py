@@ -131,6 +131,21 @@ def test_sigterm_settles_the_call_in_flight_and_ends_with_0(data_dir: Path, prov
     assert settled["status"] == "completed"
 
 
+def test_workers_end_when_the_process_that_watches_over_them_is_killed(data_dir: Path):
+    with serving(data_dir, WORKERS="2") as served:
+        served.process.kill()
+        served.process.wait(PATIENCE_SECONDS)
+        until(lambda: not listens(served))
+    with serving(data_dir) as again:
+        assert get(again, "/health").json()["status"] == "healthy"
+
+
+def listens(served: Served) -> bool:
+    address = httpx.URL(served.url)
+    with socket.socket() as client:
+        return client.connect_ex((address.host, address.port)) == 0
+
+
 def test_what_was_acknowledged_survives_a_sigkill_of_everything(data_dir: Path, provider: FakeProvider):
     with serving(data_dir) as served, served.client() as admin:
         team = make_team(served, admin, credits=10)

@@ -279,11 +279,31 @@ def test_nothing_is_booked_without_a_bill(history: Any) -> None:
     given(*history).when(book_differences, book(agreed())).then_refused(NotFound, resource="provider_bill")
 
 
-def test_differences_stay_with_their_bill() -> None:
-    february = ImportBill(**WHO, provider="openai", reference="invoice-2026-02", lines=(line(),))
-    story = given(imported(line())).when(book_differences, book(agreed())).when(import_bill, february)
-    again = BookDifferences(**WHO, reference="invoice-2026-02", lines=(agreed(),))
-    assert 1 == len(story.when(book_differences, again).decided)
+def another(theirs: str) -> tuple[ImportBill, BookDifferences]:
+    """A bill under another reference, and the wish to book its only line."""
+    reference = "the same once more"
+    bill = ImportBill(**WHO, provider="openai", reference=reference, lines=(line(theirs=theirs),))
+    return bill, BookDifferences(**WHO, reference=reference, lines=(agreed(),))
+
+
+def test_a_bill_that_comes_a_second_time_asks_nothing_more() -> None:
+    bill, wish = another("10.50")
+    story = given(imported(line())).when(book_differences, book(agreed())).when(import_bill, bill)
+    story.when(book_differences, wish).then_nothing()
+
+
+def test_a_corrected_bill_differs_from_what_was_booked() -> None:
+    bill, wish = another("10.20")
+    story = given(imported(line())).when(book_differences, book(agreed())).when(import_bill, bill)
+    [event] = story.when(book_differences, wish).decided
+    assert isinstance(event, BillDifferenceBooked)
+    assert (Decimal("10.50"), Decimal("-0.30")) == (event.ours_usd, event.difference_usd)
+
+
+@pytest.mark.parametrize("day", [FIRST - timedelta(days=1), SECOND + timedelta(days=1)])
+def test_a_bill_says_nothing_of_days_before_and_after_it(day: date) -> None:
+    wish = book(agreed(), agreed(day))
+    given(imported(line(), line(SECOND))).when(book_differences, wish).then_refused(InvalidValue, field="day")
 
 
 def test_a_difference_of_a_bill_that_nobody_knows_says_nothing() -> None:

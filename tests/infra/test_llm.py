@@ -2,6 +2,7 @@
 
 import asyncio
 import copy
+import gc
 import ipaddress
 import json
 import ssl
@@ -21,6 +22,7 @@ from cryptography.x509.oid import NameOID
 
 from infra.llm import ChatRequest, Chunk, Completion, Models, ProviderFailure, Target, Usage
 from infra.llm.echo import last_words
+from infra.llm.openai_wire import KEEPALIVE_S
 from infra.llm.providers import LEAN
 from tests.provider import HELLO, FakeProvider
 
@@ -426,6 +428,46 @@ def test_calls_share_connections(lean: Talk) -> None:
     assert 1 == len({seen.connection for seen in last})
 
 
+@pytest.mark.parametrize("provider_name", ["openai", "azure"])
+def test_all_keys_share_connections(talk: Talk, provider_name: str) -> None:
+    for key in ("a", "b", "c"):
+        talk.run(talk.models.complete(at_any_key(talk.provider, provider_name, key), ChatRequest(HI)))
+    last = list(talk.provider.requests)[-3:]
+    assert 3 == len({seen.headers.get("Authorization") or seen.headers["api-key"] for seen in last})
+    assert 1 == len({seen.connection for seen in last})
+
+
+@pytest.mark.parametrize("provider_name", ["openai", "azure"])
+def test_nothing_stays_open_after_the_end(talk: Talk, provider_name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """LiteLLM has a client for each key, and forgets the oldest if there are many."""
+    talk.run(talk.models.warm())
+    monkeypatch.setattr(sys.modules["litellm"].in_memory_llm_clients_cache, "max_size_in_memory", 3)
+    with FakeProvider() as provider:
+        ending = Talk(provider, talk.transport)
+        for number in range(9):
+            target = at_any_key(provider, provider_name, f"key-{number}")
+            ending.run(ending.models.complete(target, ChatRequest(HI)))
+        assert provider.connections > 0
+        ending.close()
+        provider.until(lambda provider: provider.connections == 0)
+
+
+def at_any_key(provider: FakeProvider, name: str, key: str) -> Target:
+    base = provider.url.removesuffix("/v1") if name == "azure" else provider.url
+    return Target(name, "gpt-ok", api_base=base, api_key=key)
+
+
+def test_litellm_leaves_idle_connections_as_soon_as_we_do(through_litellm: Talk) -> None:
+    assert KEEPALIVE_S == sys.modules["litellm.constants"].AIOHTTP_KEEPALIVE_TIMEOUT
+
+
+def test_no_cookie_is_kept(talk: Talk) -> None:
+    """It would tell a provider about one organization what it knows of another."""
+    talk.ask("cookie")
+    talk.ask("gpt-ok")
+    assert "Cookie" not in talk.provider.last.headers
+
+
 def test_a_redirect_is_not_followed(lean: Talk) -> None:
     before = lean.provider.calls.total()
     assert ("error", 302) == verdict(lean.whole_failure("status-302"))[:2]
@@ -506,6 +548,56 @@ def test_an_endless_answer_is_refused(lean: Talk, how: str) -> None:
 
 def verdict(failure: ProviderFailure) -> tuple[str, int | None, bool]:
     return failure.outcome, failure.http_status, failure.falls_back
+
+
+# -- what LiteLLM does besides -----------------------------------------------------------------------------------
+
+
+def test_litellm_neither_prices_nor_logs_a_call(through_litellm: Talk, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Half as long as the call itself, and nobody reads it. No setting turns it off: a new version may turn it on."""
+    done: list[str] = []
+    books = sys.modules["litellm.litellm_core_utils.litellm_logging"]
+    prices = sys.modules["litellm.cost_calculator"]
+    for owner, name in [
+        (books.Logging, "async_success_handler"),
+        (books.Logging, "success_handler"),
+        (books.Logging, "async_failure_handler"),
+        (books.Logging, "failure_handler"),
+        (prices, "completion_cost"),
+    ]:
+        monkeypatch.setattr(owner, name, lambda *_, name=name, **__: done.append(name))
+
+    async def ask() -> None:
+        await through_litellm.models.complete(through_litellm.target("gpt-ok"), ChatRequest(HI))
+        with pytest.raises(ProviderFailure):
+            await through_litellm.models.complete(through_litellm.target("status-500"), ChatRequest(HI))
+        await asyncio.sleep(0)  # it would be done in a task of its own
+
+    through_litellm.run(ask())
+    assert [] == done
+
+
+def test_litellm_keeps_no_vocabulary_that_nobody_reads(through_litellm: Talk) -> None:
+    assert not hasattr(sys.modules["litellm.utils"], "json_data")
+
+
+def test_litellm_reads_no_vocabulary_for_providers_that_need_none(
+    through_litellm: Talk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """40 MB, and 0.1 s on the event loop."""
+    monkeypatch.setattr(sys.modules["litellm.main"], "_encoding_cache", None)
+    monkeypatch.setitem(sys.modules, "litellm.litellm_core_utils.default_encoding", None)  # so it cannot be read
+    target = Target("groq", "gpt-ok", api_base=through_litellm.provider.url, api_key=KEY)
+    assert HELLO == through_litellm.run(through_litellm.models.complete(target, ChatRequest(HI))).content
+
+
+def test_litellm_reads_a_vocabulary_for_those_that_do(through_litellm: Talk) -> None:
+    litellm: Any = sys.modules["litellm"]
+    assert "hi" == litellm.encoding.decode(litellm.main.encoding.encode("hi"))
+
+
+def test_the_garbage_collection_passes_litellm_by(through_litellm: Talk) -> None:
+    assert not any(found is sys.modules["litellm"].model_cost for found in gc.get_objects())
 
 
 # -- keys and addresses --------------------------------------------------------------------------------------

@@ -10,7 +10,7 @@ from uuid import uuid4
 import psycopg
 import pytest
 from eventsourcing import cryptography
-from eventsourcing.application import Application
+from eventsourcing.application import Application, ProcessingEvent
 from eventsourcing.compressor import ZlibCompressor
 from eventsourcing.persistence import (
     IntegrityError,
@@ -19,11 +19,23 @@ from eventsourcing.persistence import (
     ProgrammingError,
     StoredEvent,
 )
+from eventsourcing.system import ProcessApplication
 
 from domain.credit import AccountOpened, CreditsGranted
 from infra.recorder import Entry, JournalDatastore, JournalMapper, JournalRecorder
 from infra.verify import verify
-from tests.infra.accounts import ACCOUNT, NOON, OTHER, a_ledger, everything, open_with, spend, spending
+from tests.infra.accounts import (
+    ACCOUNT,
+    NOON,
+    OTHER,
+    a_ledger,
+    everything,
+    grant_credits,
+    granting,
+    open_with,
+    spend,
+    spending,
+)
 
 # The library's tests import a cipher that needs another package, for cases that are not ours; this is its twin.
 sys.modules.setdefault("eventsourcing.cipher", cryptography)
@@ -197,6 +209,37 @@ def test_an_application_writes_what_the_ledger_reads(database: str, runner: Run,
             assert 6 == (await ledger.carry_out(spend, spending(), ACCOUNT)).states[0].remaining
 
     runner(story())
+
+
+class Bookkeeper(ProcessApplication[str]):
+    """Adds up what was granted; its own events are kept elsewhere."""
+
+    env = {"MAPPER_TOPIC": "infra.recorder:JournalMapper", "ORIGINATOR_ID_TYPE": "text"}
+    granted = 0
+
+    def policy(self, domain_event: Any, processing_event: ProcessingEvent[str]) -> None:
+        if isinstance(domain_event.event, CreditsGranted):
+            self.granted += domain_event.event.credits
+
+
+def test_an_application_follows_and_takes_each_event_once(database: str, runner: Run, app: Application[str]) -> None:
+    async def grant(credits: int) -> None:
+        async with a_ledger(database) as ledger:
+            await ledger.carry_out(grant_credits, granting(credits), ACCOUNT)
+
+    async def story() -> None:
+        async with a_ledger(database) as ledger:
+            await open_with(ledger, 5)
+
+    runner(story())
+    with Bookkeeper() as bookkeeper:
+        bookkeeper.follow("ledger", app.notification_log)
+        for _ in range(2):
+            bookkeeper.pull_and_process("ledger")
+            assert 5 == bookkeeper.granted
+        runner(grant(7))
+        bookkeeper.pull_and_process("ledger")
+        assert 12 == bookkeeper.granted
 
 
 def test_a_follower_is_told_of_news_that_nobody_notifies(database: str, runner: Run, app: Application[str]) -> None:

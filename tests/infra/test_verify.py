@@ -257,6 +257,22 @@ def test_a_chain_that_was_made_anew_is_found_by_what_an_auditor_noted(filled: Co
 
     assert first_break(filled) is None
     assert (50, "noted") == first_break(filled, noted=noted)
+    assert (50, "noted") == first_break(filled, from_position=51, noted=noted)
+
+
+def test_functions_that_shadow_those_of_postgresql_hide_nothing(filled: Connection[TupleRow]) -> None:
+    [(written,)] = filled.execute("select topic from journal.events where notification_id = 40").fetchall()
+    filled.execute("update journal.events set topic = 'Forged' where notification_id = 40")
+    filled.execute("create schema forged")
+    filled.execute(
+        f"""
+        create function forged.convert_to(said text, encoding name) returns bytea language sql as $$
+            select pg_catalog.convert_to(case said when 'Forged' then '{written}' else said end, encoding) $$
+        """
+    )
+    filled.execute("set search_path = forged, pg_catalog")
+
+    assert (40, "hash") == first_break(filled)
 
 
 # -- written wrongly ---------------------------------------------------------------------------------------------------

@@ -9,6 +9,7 @@ import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 
 import psycopg
@@ -26,8 +27,10 @@ from infra.verify import verify as chain
 from projections.audit import Finding, Report, audit
 from projections.webhook_deliveries import WEBHOOKS
 from tests.api.conftest import TestTeam, make_alias, make_team, running, settings_for
+from tests.api.past import PastTeam
 from tests.conftest import _database_on
 from tests.provider import FakeProvider
+from tests.receiver import Receiver
 
 ASK = {"messages": [{"role": "user", "content": "Hello"}]}
 
@@ -146,6 +149,7 @@ where notification_id = (select max(notification_id) from journal.events where t
 """
 TABLES = {table for projection in (*PROJECTIONS, WEBHOOKS) for table in projection.tables}
 ADDS_UP, FROM_HOLD = "recorded_credits_are_those_of_the_replay", "no_more_is_taken_from_a_hold_than_is_in_it"
+CLOSED, BOOKED = "closed_statements", "booked_bills"
 COSTS, PRICED = "a_charge_is_what_the_calls_cost", "a_call_costs_its_tokens_times_its_price"
 AS_ENDED = "a_job_is_charged_as_its_end_says"
 
@@ -278,6 +282,99 @@ def test_a_journal_that_was_cut_off_stands_behind_its_read_models(database: str)
         owner.execute(cut)
     found = tampered(database, "update journal.head set position = position - 3")
     assert "read_models" in checks(found)
+
+
+# -- statements and bills ----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def signed(owner_dsn: str, template: str) -> Iterator[str]:
+    """Two months that are closed, a correction since then, and a bill with a difference that was booked."""
+    march, april = datetime(2026, 3, 5, 12, tzinfo=UTC), datetime(2026, 4, 5, 12, tzinfo=UTC)
+    with _database_on(owner_dsn, f"signed_{secrets.token_hex(4)}", template) as dsn:
+        past, quiet = (PastTeam(march, team_id=team_id) for team_id in ("red", "blue"))
+        past.grant(march, 100)
+        past.job(march, calls=2)
+        past.job(april)
+        with running(dsn) as server, server.client() as admin:
+            past.write(dsn)
+            quiet.write(dsn)
+            for team in (past, quiet):
+                for period in ("2026-03", "2026-04"):
+                    assert admin.post(f"/api/reports/statements/{team.team_id}/{period}/close").is_success
+            bills = "/api/reports/reconciliation/openai/bills"
+            bill = "day,model,tokens,cost\n2026-03-05,gpt-4o,2200,0.0115\n"
+            assert admin.post(bills, params={"reference": "INV-7"}, content=bill).is_success
+            line = {"day": "2026-03-05", "model": "gpt-4o"}
+            assert admin.post(f"{bills}/INV-7/book", json={"lines": [line]}).is_success
+            past.adjust(march, -7, "A mistake")
+            past.write(dsn)
+            assert admin.get("/api/credits/balance", params={"team_id": "red"}).is_success  # waits for the read models
+        yield dsn
+
+
+@pytest.fixture
+def signed_off(owner_dsn: str, signed: str) -> Iterator[str]:
+    """A copy of it, for one who may put the triggers out of the way."""
+    name = str(conninfo_to_dict(signed)["dbname"])
+    with _database_on(owner_dsn, f"copy_{secrets.token_hex(4)}", name) as dsn:
+        with psycopg.connect(dsn) as connection:
+            connection.execute("alter table journal.events disable trigger user")
+        yield dsn
+
+
+def test_what_was_signed_off_adds_up(signed_off: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert [] == replayed(signed_off).findings
+    for size in ("PAGE", "STREAMS_AT_ONCE"):
+        monkeypatch.setattr(f"projections.signed_off.{size}", 1)
+    assert [] == replayed(signed_off).findings
+
+
+@pytest.mark.parametrize(
+    "topic,pattern,replacement,check,detail",
+    [
+        ("StatementClosed", '"closing_credits":\\d+', '"closing_credits":9', CLOSED, "closing_credits is 9"),
+        ("StatementClosed", '"opening_credits":0', '"opening_credits":1', CLOSED, "opening_credits is 1, replayed 0"),
+        ("StatementClosed", '"charged_credits":1', '"charged_credits":2', CLOSED, "totals is Totals(entries=2"),
+        ("StatementClosed", '"head_hash":"..', '"head_hash":"??', CLOSED, "head_hash is ??"),
+        ("StatementClosed", '"position":\\d+', '"position":3', CLOSED, "position is 3, replayed 0"),
+        ("StatementClosed", '"after_position":0', '"after_position":1', CLOSED, "after_position is 1, replayed 0"),
+        ("BillDifferenceBooked", '"difference_usd":"', '"difference_usd":"1', BOOKED, "computed 0.0045"),
+        ("BillDifferenceBooked", '"theirs_usd":"', '"theirs_usd":"1', BOOKED, "the bill says 0.0115"),
+        ("BillDifferenceBooked", "INV-7", "INV-8", BOOKED, "from a bill that nobody has imported"),
+    ],
+)  # fmt: skip
+def test_what_was_signed_off_otherwise_is_named_and_located(
+    signed_off: str, topic: str, pattern: str, replacement: str, check: str, detail: str
+) -> None:
+    place = the(signed_off, topic)
+    found = [each for each in tampered(signed_off, CHANGE, pattern, replacement, topic) if each.check == check]
+    assert place == (found[0].position, found[0].subject)
+    assert any(detail in each.detail for each in found), found
+
+
+def test_a_movement_that_was_changed_behind_a_closed_statement_shows_in_it(signed_off: str) -> None:
+    found = tampered(signed_off, CHANGE, '"credits":100', '"credits":90', "CreditsGranted")
+    first, second = (each.detail for each in found if each.check == CLOSED and "closing_credits" in each.detail)
+    assert ("2026-03: closing_credits is 99, replayed 89", "2026-04: closing_credits is 98, replayed 88") == (
+        first,
+        second,
+    )
+
+
+def test_a_difference_that_was_booked_a_second_time_is_found(signed_off: str) -> None:
+    again = """
+    with added as (
+        insert into journal.events (originator_id, originator_version, topic, state, notification_id, hash)
+        select originator_id, originator_version + 1, topic, state, (select position + 1 from journal.head), hash
+        from journal.events where topic = 'BillDifferenceBooked' returning notification_id)
+    update journal.head set position = notification_id from added
+    """
+    with psycopg.connect(signed_off) as owner:
+        owner.execute("alter table journal.head disable trigger user")
+    assert "is booked a second time" in next(
+        each.detail for each in tampered(signed_off, again) if each.check == BOOKED
+    )
 
 
 # -- read models and snapshots -----------------------------------------------------------------------------------------
@@ -626,6 +723,11 @@ def test_a_checkpoint_is_published_and_nothing_is_signed_on_top_of_a_rewritten_h
     assert 2 == publish("/nowhere/note")
     assert 2 == publish("http://127.0.0.1:9/note")
     assert 0 == publish()
+    with Receiver() as receiver:
+        assert [2, 2, 2] == [publish(f"{receiver.url}/{path}") for path in ("status-403", "status-302", "garbage")]
+        assert 0 == publish(f"{receiver.url}/ok/checkpoint.txt")
+        [received] = receiver.at("/ok")
+        assert ((tmp_path / "note").read_bytes(), "text/plain") == (received.body, received.headers["content-type"])
     capfd.readouterr()
     assert 0 == publish()
     key = capfd.readouterr().out.rpartition("verifier key: ")[2]

@@ -5,7 +5,9 @@ The journal is of a made-up business (bench/generate.py); what read models must 
 
 import asyncio
 import random
+import threading
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import replace
 from functools import partial
@@ -192,6 +194,56 @@ def test_an_engine_whose_connection_breaks_around_a_commit_projects_each_event_o
     runner(story())
 
 
+@pytest.mark.parametrize("broken", ["always", "after a while"])
+def test_an_engine_that_cannot_read_ahead_projects_all_the_same(
+    database: str, runner: Run, monkeypatch: pytest.MonkeyPatch, broken: str
+) -> None:
+    generate(database, EVENTS, teams=7)
+    monkeypatch.setattr(engine, "BATCH_EVENTS", 300)
+    another, opened = postgres.another, []
+
+    async def breaking(connection: Connection) -> Connection:
+        if broken == "always":
+            raise psycopg.OperationalError("too many connections")
+        opened.append(await another(connection))
+        return opened[-1]
+
+    async def close_after(position: int) -> None:
+        if position > 900 and opened:
+            await opened.pop().close()
+
+    monkeypatch.setattr(postgres, "another", breaking)
+
+    async def story() -> None:
+        async with await postgres.connect(database) as connection, an_engine(database) as leader:
+            closing: list[asyncio.Task[None]] = []
+            leader._projected = lambda position: closing.append(asyncio.create_task(close_after(position)))
+            await reached(connection, EVENTS)
+            await asyncio.gather(*closing)
+            assert leader.health.stopped_by is None
+        monkeypatch.undo()
+        await require_what_a_replay_says(database)
+
+    runner(story())
+
+
+def test_an_engine_that_reads_ahead_stops_before_an_event_that_nobody_can_read(
+    database: str, runner: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    generate(database, EVENTS, teams=7)
+    monkeypatch.setattr(engine, "BATCH_EVENTS", 300)
+
+    async def story() -> None:
+        async with await postgres.connect(database) as connection:
+            assert EVENTS + 1 == await write_nonsense(connection)
+            async with an_engine(database) as leader:
+                await eventually(lambda: leader.health.stopped_by is not None)
+                assert "SomethingStrange" in str(leader.health.stopped_by)
+                assert EVENTS == await tracked(connection)
+
+    runner(story())
+
+
 def test_two_engines_that_both_believe_to_lead_project_each_event_once(
     database: str, runner: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -329,6 +381,43 @@ def test_one_leads_and_the_next_takes_over_when_its_connection_is_gone(
             assert 1 == sum(other.health.leading for other in others)
 
     runner(story())
+
+
+def test_while_leaders_are_killed_no_read_fails_and_none_goes_back_in_time(database: str, killer: Killer) -> None:
+    done = threading.Event()
+
+    def write(client: httpx.Client, team: str) -> int:
+        written = 0
+        while not done.is_set():
+            assert client.post("/api/credits/add", json={"team_id": team, "amount": 1}).is_success
+            written += 1
+        return written
+
+    def read(client: httpx.Client, team: str) -> int:
+        last = 0
+        while not done.is_set():
+            before, last = last, remaining(client, team)
+            assert before <= last
+        return last
+
+    with running(database) as first, running(database) as second, ThreadPoolExecutor(4) as people:
+        team = make_team(first, first.client(), credits=0).team_id
+        working = [people.submit(do, server.client(), team) for server in (first, second) for do in (write, read)]
+        try:
+            for _ in range(6):
+                until(lambda: killer.kill() == 1)
+                before = remaining(first.client(), team)
+                until(lambda before=before: remaining(second.client(), team) > before)  # type: ignore[misc]
+        finally:
+            done.set()
+        written, _, more, _ = (each.result() for each in working)
+        assert written + more == remaining(first.client(), team)
+
+
+def remaining(client: httpx.Client, team: str) -> int:
+    answer = client.get("/api/credits/balance", params={"team_id": team})
+    assert 200 == answer.status_code
+    return int(answer.json()["credits_remaining"])
 
 
 # -- poison ------------------------------------------------------------------------------------------------------------

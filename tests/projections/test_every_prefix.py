@@ -132,7 +132,7 @@ class History(Accounting):
             **self.who(),
             period=period,
             position=position,
-            head_hash="",
+            head_hash=self.run(self.hash_at(position)),
             closing_credits=allocated - used,
             totals=tally(each.event for each in covered),
         )
@@ -146,6 +146,11 @@ class History(Accounting):
                 "closing_credits": allocated - used,
             }
         )
+
+    async def hash_at(self, position: int) -> str:
+        found = await self.connection.execute("select hash from journal.events where notification_id = %s", [position])
+        [digest] = await found.fetchone() or [bytes(32)]
+        return bytes(digest).hex()
 
     @invariant()
     def the_model_is_remembered(self) -> None:
