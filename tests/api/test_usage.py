@@ -149,7 +149,7 @@ def test_dates_narrow_a_period_to_the_moment(busy: TestTeam) -> None:
     # times are kept in microseconds and shown cut to milliseconds, and two jobs can be of one millisecond
     times = [datetime.fromisoformat(job["created_at"]) for job in usage_of(busy.client, busy)["jobs"]]
     second, fourth = times[-2], times[-4]
-    rest_of_it = timedelta(microseconds=999)
+    rest = timedelta(microseconds=999)
 
     def count(**query: Any) -> int:
         body = usage_of(busy.client, busy, **query)
@@ -158,8 +158,8 @@ def test_dates_narrow_a_period_to_the_moment(busy: TestTeam) -> None:
 
     for time in times:
         assert sum(other >= time for other in times) == count(start_date=time.isoformat())
-        assert sum(other <= time for other in times) == count(end_date=(time + rest_of_it).isoformat())
-    both = count(start_date=second.isoformat(), end_date=(fourth + rest_of_it).isoformat())
+        assert sum(other <= time for other in times) == count(end_date=(time + rest).isoformat())
+    both = count(start_date=second.isoformat(), end_date=(fourth + rest).isoformat())
     assert sum(second <= time <= fourth for time in times) == both
     today = datetime.now(UTC).date()
     assert 5 == count(start_date=str(today - timedelta(days=1)), end_date=str(today))
