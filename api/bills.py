@@ -60,9 +60,10 @@ def _json_rows(text: str) -> Iterable[Mapping[str, Any]]:
     try:
         whole = parse(text.encode(), _JSON)
     except Trouble:
+        # Lines as files have them: to Python, some signs that a text may have within end a line as well.
         return [
             _object(number, parse(row.encode(), _JSON))
-            for number, row in enumerate(text.splitlines(), 1)
+            for number, row in enumerate(io.StringIO(text, newline=None), 1)
             if row.strip()
         ]
     if isinstance(whole, dict) and isinstance(whole.get("lines"), list):
@@ -107,10 +108,16 @@ def _line(number: int, row: Mapping[str, Any]) -> BillLine:
         raise Invalid(["body", "lines", number, *where[1:]], str(item["msg"]), str(item["type"])) from None
     except ValueError:
         raise Invalid(["body", "lines", number, "day"], "expected YYYY-MM-DD", "value_error.format") from None
-    digits = line.cost.as_tuple().digits
-    if not line.cost.is_finite() or len(digits) > MAX_DIGITS or abs(line.cost) > MAX_AMOUNT:
+    if not _is_amount(line.cost):
         raise Invalid(["body", "lines", number, "cost"], f"expected {MAX_AMOUNT} at most", "value_error.range")
     return BillLine(day=day, model=line.model, tokens=line.tokens, theirs_usd=line.cost)
+
+
+def _is_amount(cost: Decimal) -> bool:
+    """Whether its digits, and those of a sum with others, are so few that tables hold them; it may be negative."""
+    if not cost.is_finite() or abs(cost) > MAX_AMOUNT:
+        return False
+    return len(cost.as_tuple().digits) <= MAX_DIGITS and abs(cost.adjusted()) <= MAX_DIGITS
 
 
 def _number(value: Any) -> Any:

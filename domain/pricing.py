@@ -19,6 +19,7 @@ _EIGHT = Decimal("0.00000001")
 _MILLION = Decimal(1_000_000)
 _HUNDRED = Decimal(100)
 ZERO = Decimal(0)
+MOST_CREDITS = 1_000_000_000_000  # of one grant, hold or charge
 
 
 class Price(msgspec.Struct, frozen=True):
@@ -75,15 +76,23 @@ def call_cost(prompt_tokens: int, completion_tokens: int, price: Price, markup_p
 
 
 def credits_for(terms: Terms, client_cost_usd: Decimal, tokens: int) -> int:
-    """Credits due for what a job used: 1, or the usage divided by its rate, rounded up, never under 1."""
+    """Credits due for what a job used: 1, or the usage divided by its rate, rounded up, never under 1.
+
+    Nor more than any amount of credits may be (contract, section 0.1): rates and prices that are each allowed make
+    together an amount that no table can hold.
+    """
+    return min(max(1, _due(terms, client_cost_usd, tokens)), MOST_CREDITS)
+
+
+def _due(terms: Terms, client_cost_usd: Decimal, tokens: int) -> int:
     match terms.mode:
         case "job_based":
             return 1
         case "consumption_usd":
             due = _EXACT.multiply(client_cost_usd, terms.credits_per_dollar)
-            return max(1, int(due.to_integral_value(rounding=ROUND_CEILING)))
+            return int(due.to_integral_value(rounding=ROUND_CEILING))
         case "consumption_tokens":
-            return max(1, -(-tokens // terms.tokens_per_credit))
+            return -(-tokens // terms.tokens_per_credit)
 
 
 def _tokens_cost(tokens: int, price_usd_per_million: Decimal) -> Decimal:

@@ -10,6 +10,7 @@ Outcome = Literal["error", "rejected", "timeout", "not_configured"]
 FinishReason = Literal["stop", "length", "content_filter", "tool_calls"]
 
 LONGEST_FAILURE_TEXT: Final = 1000
+MOST_TOKENS: Final = 1_000_000_000  # of one call, in or out; a count beyond is -1 in 32 bits, or other nonsense
 
 
 def words(text: str) -> frozenset[str]:
@@ -187,7 +188,7 @@ def tokens_used(prompt_tokens: Any, completion_tokens: Any) -> Usage | None:
 
 
 def _is_count(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= MOST_TOKENS
 
 
 _ADDRESSES: Final = re.compile(

@@ -162,6 +162,9 @@ def test_a_bill_may_be_written_in_several_ways(admin: httpx.Client) -> None:
             json.dumps(line) + "\n" + json.dumps({**line, "cost": 0}) + "\n",
             json.dumps([line]),
             json.dumps({"lines": [{**line, "cost": 0.10000001}]}),
+            json.dumps({**line, "note": "two\u2028lines"}, ensure_ascii=False)
+            + "\r\n"
+            + json.dumps({**line, "cost": 0}),
         )
     ]
     shown = {
@@ -184,6 +187,8 @@ def test_a_bill_may_be_written_in_several_ways(admin: httpx.Client) -> None:
         ("day,model,tokens,cost\n2026-06-01,m,-1,1\n", ["body", "lines", 1, "tokens"]),
         ("day,model,tokens,cost\n2026-06-01,m,1,NaN\n", ["body", "lines", 1, "cost"]),
         ("day,model,tokens,cost\n2026-06-01,m,1,1e999999\n", ["body", "lines", 1, "cost"]),
+        ("day,model,tokens,cost\n2026-06-01,m,1,1e-31\n", ["body", "lines", 1, "cost"]),
+        ("day,model,tokens,cost\n2026-06-01,m,1,1e-20000\n", ["body", "lines", 1, "cost"]),
         ("day,model,tokens,cost\n2026-06-01,,1,1\n", ["body", "lines", 1, "model"]),
         ('{"day": "2026-06-01", "model": "m", "cost": 1}\n[]', ["body", "lines", 2]),
         (b"day,model,tokens,cost\n\xff", ["body"]),

@@ -119,6 +119,36 @@ def test_the_same_total_is_shown_everywhere(admin: httpx.Client, busy: TestTeam)
     ]
 
 
+@pytest.mark.parametrize("tokens", ["4294967295-1", "1-4294967295", f"{2**63}-{2**64}"])
+def test_a_count_that_no_provider_can_mean_is_estimated_and_leaves_the_read_models_going(
+    server: Server, admin: httpx.Client, provider: FakeProvider, tokens: str
+) -> None:
+    nonsense = make_alias(admin, provider, f"usage-{tokens}")
+    team = make_team(server, admin, access_groups=[make_group(admin, nonsense)])
+    job_id = team.job()
+    ok(call(team, job_id, nonsense))
+    answer = admin.get(f"/api/jobs/{job_id}")
+    [estimated] = exactly(answer)["calls"]
+    assert (True, True) == (estimated["usage_estimated"], 0 < estimated["tokens"] < 100)
+    assert "X-Ledger-Lag" not in answer.headers
+
+
+def test_rates_that_make_an_absurd_charge_leave_the_read_models_going(
+    server: Server, admin: httpx.Client, provider: FakeProvider
+) -> None:
+    most = 10**12
+    dearest = make_alias(admin, provider, pricing_input=most)
+    rates = {"budget_mode": "consumption_usd", "credits_per_dollar": most, "cost_markup_percentage": most}
+    groups = [make_group(admin, dearest)]
+    team = make_team(server, admin, credits=0, overdraft_credits=None, access_groups=groups, **rates)
+    job_id = team.job()
+    ok(call(team, job_id, dearest))
+    assert most == end(team, job_id)["costs"]["credits_charged"]
+    answer = admin.get(path(team, "/credits"))
+    assert -most == ok(answer)["credits_remaining"]
+    assert "X-Ledger-Lag" not in answer.headers
+
+
 def test_jobs_of_a_period_come_in_pages_newest_first(busy: TestTeam) -> None:
     everything = usage_of(busy.client, busy)["jobs"]
     assert ["open", "report", "report", "chat", "chat"] == [job["job_type"] for job in everything]

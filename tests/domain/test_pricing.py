@@ -118,9 +118,14 @@ def test_costs_are_those_of_plain_fractions_rounded_half_up_to_eight_decimals(
     assert (cost_in, cost_out, cost_in + cost_out, client) == tuple(map(Fraction, actual))
 
 
-@given(st.decimals(0, 10**15, places=8), st.decimals("0.000001", 10**6, places=6))
+@given(st.decimals(0, 10**8, places=8), st.decimals("0.000001", 10**6, places=6))
 def test_credits_are_those_of_plain_fractions_rounded_up(dollars: Decimal, credits_per_dollar: Decimal) -> None:
     terms = replace(BY_DOLLARS, credits_per_dollar=credits_per_dollar)
     with localcontext(prec=3):
         credits = credits_for(terms, dollars, 0)
-    assert max(1, ceil(Fraction(dollars) * Fraction(credits_per_dollar))) == credits
+    assert min(max(1, ceil(Fraction(dollars) * Fraction(credits_per_dollar))), 10**12) == credits
+
+
+def test_no_rate_makes_more_credits_than_an_amount_may_have() -> None:
+    assert 10**12 == credits_for(replace(BY_DOLLARS, credits_per_dollar=Decimal(10**12)), Decimal(10**25), 0)
+    assert 10**12 == credits_for(replace(BY_TOKENS, tokens_per_credit=1), Decimal(0), 10**12 + 1)

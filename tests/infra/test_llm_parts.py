@@ -26,7 +26,7 @@ from infra.llm import (
 )
 from infra.llm.openai_wire import proxy_for
 from infra.llm.providers import DEMO, LEAN, NAMES
-from infra.llm.shapes import failure, finish_reason, without_secrets
+from infra.llm.shapes import Usage, failure, finish_reason, tokens_used, without_secrets
 from infra.llm.sse import EventReader, TooLong
 from tests.provider import ragged
 
@@ -379,6 +379,12 @@ def test_hiding_secrets_takes_no_longer_than_reading() -> None:
     """Patterns that backtrack would hang on what a hostile provider sends."""
     for hostile in ("a1" * 4000, "https://" * 1000, "api_key=" * 1000, "eyJ" * 3000, "bearer " * 1000, "a." * 4000):
         assert len(without_secrets(hostile)) <= 1000
+
+
+@pytest.mark.parametrize("count", [None, -1, 1.5, "7", True, 10**9 + 1, 2**32 - 1, 2**64 - 1, 10**30])
+def test_a_count_of_tokens_that_nobody_can_mean_is_none(count: Any) -> None:
+    assert tokens_used(count, 1) is tokens_used(1, count) is None
+    assert Usage(0, 10**9) == tokens_used(0, 10**9)
 
 
 def test_an_unknown_reason_has_stopped_the_answer() -> None:
