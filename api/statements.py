@@ -195,10 +195,12 @@ class StatementsController(Controller):
         """Close a month that has ended, for good. What is corrected afterwards goes to the next one."""
         _, ends_at = period_bounds(period)
         _, closed = await _known(house, team_id)
-        found = await _found(house, team_id, closed[-1] if closed else None, ends_at)
+        last = closed[-1] if closed else None
+        found = await _found(house, team_id, last, ends_at)
         command = CloseStatement(
             **caller.signature(),
             period=period,
+            after_position=last.position if last else 0,
             position=found.position,
             head_hash=found.head_hash,
             closing_credits=found.closing_credits,

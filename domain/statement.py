@@ -254,9 +254,13 @@ def tally(events: Iterable[Event], totals: Totals = NOTHING) -> Totals:
 
 
 class CloseStatement(Command):
-    """`position` is the last one of the journal that the period covers; totals and closing credits as found there."""
+    """`position` is the last one of the journal that the period covers; totals and closing credits as found there.
+
+    What was added up stands after `after_position`, where the statement before had ended when somebody looked.
+    """
 
     period: str
+    after_position: int
     position: int
     head_hash: str
     closing_credits: int
@@ -293,7 +297,7 @@ def close_statement(
 
     Raises:
         PeriodNotEnded: more may happen in it.
-        PeriodOutOfOrder: another month has to be closed first.
+        PeriodOutOfOrder: another month has to be closed first, or was while the entries were being added up.
         StatementUnbalanced: what was found does not add up; that is for an auditor, not for a signature.
     """
     if team is None:
@@ -305,9 +309,9 @@ def close_statement(
         raise PeriodNotEnded(command.period)
     last = statements.closed[-1] if statements is not None else None
     due = period_of(team.created_at) if last is None else next_period(last.period)
-    if command.period != due:
-        raise PeriodOutOfOrder(due)
     opening, after = (0, 0) if last is None else (last.closing_credits, last.position)
+    if command.period != due or command.after_position != after:
+        raise PeriodOutOfOrder(due)
     assert command.position >= after, "the journal only grows"
     expected = opening + command.totals.net_credits
     if command.closing_credits != expected:

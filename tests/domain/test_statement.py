@@ -74,7 +74,8 @@ MARCH_CLOSED = StatementClosed(
 
 
 def close(period: str = "2026-03", at: datetime = APRIL, closing_credits: int = 9, **more: Any) -> CloseStatement:
-    rest = {"position": 70, "head_hash": "c0ffee", "totals": BUSY}
+    after = 0 if period == "2026-03" else 70
+    rest = {"after_position": after, "position": 70, "head_hash": "c0ffee", "totals": BUSY}
     return CloseStatement(**{**WHO, "at": at}, period=period, closing_credits=closing_credits, **{**rest, **more})
 
 
@@ -124,6 +125,13 @@ def test_each_statement_opens_where_the_one_before_ended() -> None:
 def test_months_are_closed_one_after_the_other(history: Any, period: str, due: str) -> None:
     later = close(period, datetime(2027, 1, 1, tzinfo=UTC))
     given(*history).when(close_statement, later).then_refused(PeriodOutOfOrder, next_period=due)
+
+
+def test_entries_of_a_month_that_was_closed_meanwhile_are_not_signed_a_second_time() -> None:
+    all_since_the_beginning = close("2026-04", MAY, after_position=0, position=75)
+    given(TEAM, MARCH_CLOSED).when(close_statement, all_since_the_beginning).then_refused(
+        PeriodOutOfOrder, next_period="2026-04"
+    )
 
 
 def test_what_does_not_add_up_is_not_signed() -> None:

@@ -131,6 +131,7 @@ class History(Accounting):
         wish = CloseStatement(
             **self.who(),
             period=period,
+            after_position=last["position"],
             position=position,
             head_hash=self.run(self.hash_at(position)),
             closing_credits=allocated - used,
