@@ -34,6 +34,7 @@ BATCH_EVENTS = 5000
 ELECTION_SECONDS = 1.0
 IDLE_SECONDS = 1.0
 RETRY_SECONDS = 3.0
+SILENT_SECONDS = 30.0  # after which PostgreSQL takes the lead from a process that hangs; a leader asks every second
 FOLLOW_SECONDS = 0.003
 RING_SECONDS = 0.003
 PACE_SECONDS = 0.04  # between two batches that nobody waits for; larger batches cost less an event
@@ -246,6 +247,8 @@ class Engine:
                     await self._work_on(connection)
             except AWAY as problem:
                 log.warning("projections.connection_lost", reason=type(problem).__name__)
+            except Exception as problem:  # noqa: BLE001 nothing may end this loop: the next attempt may well succeed
+                self._stopped(problem)
             await asyncio.sleep(RETRY_SECONDS if self.health.stopped_by else ELECTION_SECONDS)
 
     async def _work_on(self, connection: Connection) -> None:
@@ -273,12 +276,20 @@ class Engine:
             self.health.stopped_by = None
         metrics.projections_stopped(False)
 
+    def _follows(self) -> None:
+        """Whatever stopped us, and how far we were behind, is the leader's trouble now."""
+        self.health.behind_since = None
+        metrics.projected(lag_events=0, lag_seconds=0.0)
+        if self.health.stopped_by is not None:
+            self._goes_on()
+
     async def _lead(self, connection: Connection) -> None:
         """Waits to be elected, makes the tables, then projects until the connection or an event breaks."""
         while not await _is_elected(connection):
-            if self.health.stopped_by is not None:
-                self._goes_on()  # whatever stopped us is the leader's trouble now
+            self._follows()
             await asyncio.sleep(ELECTION_SECONDS)
+        silent = Literal(f"{SILENT_SECONDS * 1000:.0f}ms")
+        await connection.execute(SQL("set idle_session_timeout = {}").format(silent))
         behind = await set_up(connection, self._projections)
         beside = [asyncio.create_task(self._listen(), name="ears")]
         self.health.building = tuple(projection.name for projection in behind)
