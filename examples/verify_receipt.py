@@ -22,6 +22,8 @@ from typing import Any
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
+HASH_SIZE = 32  # bytes
+
 
 class NotProven(Exception):
     """Something does not follow; the text says what."""
@@ -93,14 +95,14 @@ def require_consistent(old: int, old_root: bytes, new: int, new_root: bytes, pro
 def opened(note: str, verifier_key: str) -> tuple[int, bytes]:
     """Size and root of a checkpoint that was signed with this key."""
     name, key_hash, encoded = [*verifier_key.strip().split("+", 2), "", ""][:3]
-    key = b64decode(encoded)
+    key = b64decode(encoded, validate=True)
     if sha256(name.encode() + b"\n" + key).digest()[:4].hex() != key_hash or key[:1] != b"\1":
         raise NotProven("the key is damaged, or not an Ed25519 key")
     text, _, signatures = note.partition("\n\n")
     text += "\n"
     for line in signatures.splitlines():
         dash, signer, encoded = [*line.split(" "), "", "", ""][:3]
-        signature = b64decode(encoded)
+        signature = b64decode(encoded, validate=True)
         if (dash, signer, signature[:4].hex()) != ("\N{EM DASH}", name, key_hash):
             continue
         try:
@@ -110,6 +112,8 @@ def opened(note: str, verifier_key: str) -> tuple[int, bytes]:
         origin, size, root, *_ = text.split("\n")
         if origin != name:
             raise NotProven("the checkpoint is about another ledger")
+        if size != str(int(size)) or len(b64decode(root, validate=True)) != HASH_SIZE:
+            raise NotProven("this is not a checkpoint")
         return int(size), b64decode(root)
     raise NotProven("the checkpoint was not signed with this key")
 
@@ -125,6 +129,8 @@ def verify_receipt(receipt: dict[str, Any], verifier_key: str) -> dict[str, Any]
     """
     size, root = opened(receipt["checkpoint"], verifier_key)
     event_hash, statement = bytes.fromhex(receipt["event_hash"]), receipt["statement"]
+    if len(event_hash) != HASH_SIZE:
+        raise NotProven("this is not the hash of an event")
     leaf = leaf_hash(event_hash + sha256(statement.encode()).digest())
     proof = [bytes.fromhex(node) for node in receipt["proof"]]
     if root_of_inclusion(leaf, receipt["position"] - 1, size, proof) != root:
@@ -139,11 +145,14 @@ def verify_receipt(receipt: dict[str, Any], verifier_key: str) -> dict[str, Any]
 
 def _require_event(event: dict[str, Any], event_hash: bytes, stated: dict[str, Any]) -> None:
     """For auditors: the event as it is in the journal has this hash, and says what the statement says."""
+    previous_hash = bytes.fromhex(event["previous_hash"])
+    if len(previous_hash) != HASH_SIZE or "\0" in event["stream"]:
+        raise NotProven("the parts of the event are not where they should be")
     said = event["stream"].encode() + b"\0" + event["version"].to_bytes(8, "big", signed=True)
     said += event["type"].encode() + b"\0" + event["state"].encode()
-    if sha256(bytes.fromhex(event["previous_hash"]) + said).digest() != event_hash:
+    if sha256(previous_hash + said).digest() != event_hash:
         raise NotProven("the event does not have this hash")
-    state = {"type": event["type"], **json.loads(event["state"])}
+    state = {**json.loads(event["state"]), "type": event["type"]}
     if any(state.get(name) != value for name, value in stated.items()):
         raise NotProven("the statement does not say what the event says")
 
@@ -157,7 +166,9 @@ def verify_consistency(proof: dict[str, Any], verifier_key: str, old_checkpoint:
     Raises:
         NotProven: it does not.
     """
-    old_checkpoint, new_checkpoint = old_checkpoint or proof["from_checkpoint"], proof["to_checkpoint"]
+    if old_checkpoint is None:
+        old_checkpoint = proof["from_checkpoint"]
+    new_checkpoint = proof["to_checkpoint"]
     if old_checkpoint is None or new_checkpoint is None:
         raise NotProven("there is no checkpoint of one of these sizes")
     (old, old_root), (new, new_root) = opened(old_checkpoint, verifier_key), opened(new_checkpoint, verifier_key)
@@ -172,18 +183,20 @@ def main() -> int:
     parser.add_argument("--old", type=Path, help="the older checkpoint, as you have kept it")
     given = parser.parse_args()
     try:
-        proof = json.loads(given.proof.read_text())
-        if "transaction_id" in proof:
+        proof = json.loads(given.proof.read_text(encoding="utf-8"))
+        old_checkpoint = None if given.old is None else given.old.read_text(encoding="utf-8")
+        # Who gives an older checkpoint asks about that one, whatever the other file says of itself.
+        if old_checkpoint is None and "transaction_id" in proof:
             stated = verify_receipt(proof, given.key)
             print(f"proven: entry {proof['position']} of the ledger is")
             print(json.dumps(stated, indent=2))
         else:
-            old, new = verify_consistency(proof, given.key, given.old and given.old.read_text())
+            old, new = verify_consistency(proof, given.key, old_checkpoint)
             print(f"proven: the ledger of {new} events begins with the ledger of {old} events")
     except (NotProven, OSError) as problem:
         print(f"NOT PROVEN: {problem}", file=sys.stderr)
         return 1
-    except (ValueError, LookupError, TypeError, AttributeError) as problem:
+    except (ValueError, LookupError, TypeError, AttributeError, OverflowError, RecursionError) as problem:
         print(f"NOT PROVEN: this is no proof of a ledger, or a damaged one ({problem!r})", file=sys.stderr)
         return 1
     return 0

@@ -4,15 +4,19 @@ import json
 import subprocess
 import sys
 from base64 import b64decode
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
 import httpx
 import psycopg
 import pytest
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from examples import verify_receipt as verifier
 from examples.verify_receipt import NotProven
+from infra.merkle import leaf_hash
+from infra.receipts import Signer
 from tests.api.conftest import Server, TestTeam, make_alias, make_team, running
 from tests.api.people import code
 from tests.provider import FakeProvider
@@ -172,18 +176,107 @@ def test_there_is_no_receipt_of_a_history_that_was_rewritten_and_everybody_is_to
 def test_the_file_that_customers_get_verifies_offline(
     admin: httpx.Client, charged: tuple[TestTeam, str], tmp_path: Path
 ) -> None:
-    def run(proof: Any) -> subprocess.CompletedProcess[str]:
+    def run(proof: Any, *more: str) -> subprocess.CompletedProcess[str]:
         (tmp_path / "proof.json").write_text(json.dumps(proof))
-        command = [sys.executable, verifier.__file__, str(tmp_path / "proof.json"), "--key", key(admin)]
+        command = [sys.executable, verifier.__file__, str(tmp_path / "proof.json"), "--key", key(admin), *more]
         return subprocess.run(command, capture_output=True, text=True, check=False, cwd=tmp_path)
 
-    receipt = get(charged[0].client, f"receipts/{charged[1]}")
+    receipt, told = get(charged[0].client, f"receipts/{charged[1]}"), get(admin, f"receipts/{charged[1]}")
     proven, forged = run(receipt), run({**receipt, "statement": receipt["statement"].replace("1", "2")})
     assert (0, True) == (proven.returncode, proven.stdout.startswith("proven: "))
     assert (1, "") == (forged.returncode, forged.stdout)
-    for damaged in ([], "receipt", {"transaction_id": 1}, {**receipt, "proof": None}, {**receipt, "position": "7"}):
+    for damaged in (
+        [],
+        "receipt",
+        {"transaction_id": 1},
+        {**receipt, "proof": None},
+        {**receipt, "position": "7"},
+        {**told, "event": {**told["event"], "version": 1 << 64}},
+    ):
         said = run(damaged)
         assert (1, "", 1) == (said.returncode, said.stdout, said.stderr.count("\n")), said.stderr
         assert said.stderr.startswith("NOT PROVEN: ")
     first = get(admin, "checkpoint")["size"]
     assert 0 == run(get(admin, "consistency", **{"from": first})).returncode
+
+
+def test_who_gives_an_older_checkpoint_is_told_about_no_other(
+    admin: httpx.Client,
+    charged: tuple[TestTeam, str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Neither by a file that is empty, nor by a proof that says it were one of something else."""
+
+    def run(proof: str, kept: str) -> tuple[int, str]:
+        files = {"proof.json": proof, "kept.txt": kept}
+        for name, text in files.items():
+            (tmp_path / name).write_text(text, encoding="utf-8")
+        proof_file, kept_file = (str(tmp_path / name) for name in files)
+        monkeypatch.setattr(sys, "argv", ["verify_receipt.py", proof_file, "--key", key(admin), "--old", kept_file])
+        status, said = verifier.main(), capsys.readouterr()
+        lines = [line for line in (said.out + said.err).splitlines() if "proven: " in line.lower()]  # the server logs
+        return status, "\n".join(lines)
+
+    checkpoint, receipt = get(admin, "checkpoint"), get(admin, f"receipts/{charged[1]}")
+    consistency = get(admin, "consistency", **{"from": checkpoint["size"]})
+    status, said = run(json.dumps(consistency), checkpoint["note"])
+    assert (0, True) == (status, f"begins with the ledger of {checkpoint['size']} events" in said)
+    for proof, kept in (
+        (json.dumps(consistency), ""),
+        (json.dumps(receipt), checkpoint["note"]),
+        (json.dumps({**receipt, **consistency, "from_checkpoint": None}), "no checkpoint"),
+        ("[" * 100_000, checkpoint["note"]),
+    ):
+        status, said = run(proof, kept)
+        assert (1, 0) == (status, said.find("NOT PROVEN: ")), said
+
+
+@pytest.mark.parametrize(
+    "wrong,proven",
+    [
+        ({}, True),
+        ({"stream": "credit-other"}, False),
+        ({"stream": "acme", "previous_hash": bytes(32).hex() + b"credit-".hex()}, False),
+        ({"stream": "credit-acme" + "\0" * 7, "version": 0x01_43_72_65_64_69_74_73, "type": "Charged"}, False),
+    ],
+)
+def test_an_event_that_is_told_in_another_way_than_it_was_written_proves_nothing(
+    wrong: dict[str, Any], proven: bool
+) -> None:
+    receipt, known = signed_receipt("CreditsCharged", {"credits": 1})
+    told = {**receipt, "event": {**receipt["event"], **wrong}}
+    assert proven == proves(told, known)
+
+
+def test_an_event_does_not_say_of_itself_of_which_type_it_is() -> None:
+    """Whoever has the key may sign any statement, but not one that an auditor takes for what the event says."""
+    receipt, known = signed_receipt("CreditsHeld", {"credits": 1, "type": "CreditsCharged"})
+    assert not proves(receipt, known)
+
+
+def test_a_hash_of_an_event_is_not_of_any_length() -> None:
+    receipt, known = signed_receipt("CreditsCharged", {"credits": 1})
+    longer = {**receipt, "event_hash": receipt["event_hash"] + sha256(receipt["statement"].encode()).hexdigest()}
+    assert not proves(longer, known)
+
+
+def signed_receipt(kind: str, facts: dict[str, Any]) -> tuple[dict[str, Any], str]:
+    """The receipt of the only event of a ledger, as its operator might make it, and the key."""
+    state = json.dumps({"transaction_id": "t-1", **facts})
+    statement = json.dumps({"type": kind, "transaction_id": "t-1", **facts})
+    event = {"stream": "credit-acme", "version": 1, "type": kind, "state": state, "previous_hash": bytes(32).hex()}
+    said = b"credit-acme\0" + (1).to_bytes(8) + kind.encode() + b"\0" + state.encode()
+    event_hash, signer = sha256(bytes(32) + said).digest(), Signer(Ed25519PrivateKey.generate())
+    root = leaf_hash(event_hash + sha256(statement.encode()).digest())
+    facts = {"statement": statement, "event_hash": event_hash.hex(), "event": event, "transaction_id": "t-1"}
+    return {**facts, "position": 1, "proof": [], "checkpoint": signer.note(1, root)}, signer.verifier_key
+
+
+def proves(receipt: dict[str, Any], known: str) -> bool:
+    try:
+        verifier.verify_receipt(receipt, known)
+    except NotProven:
+        return False
+    return True
