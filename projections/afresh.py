@@ -50,6 +50,7 @@ left join pg_index as key on key.indrelid = attribute.attrelid and key.indisprim
 where attribute.attrelid = to_regclass(%s) and attribute.attnum > 0 and not attribute.attisdropped
 order by attribute.attnum
 """
+_KEEP = SQL("lock table readmodel.{table} in access share mode")
 _DIFFERING = SQL("""
 select to_jsonb(made)::text, to_jsonb(kept)::text, made.xmin::text::bigint
 from pg_temp.{table} as made
@@ -206,15 +207,18 @@ class _Afresh:
         self._position = until
 
     async def _compare(self, table: str) -> list[Difference]:
+        if not await self._shape("readmodel", table):
+            return [Difference(table, f"readmodel.{table}", None, "the table is missing")]
         async with self._connection.transaction():
             await self._connection.execute("set transaction isolation level repeatable read")
+            # Kept from here on: in a table that takes its place, most rows would be younger than this moment.
+            await self._connection.execute(_KEEP.format(table=Identifier(table)))
             until = await self._until()
             while self._position < until:
                 await self._project(min(self._position + BATCH_EVENTS, until))
             made, kept = await self._shape("pg_temp", table), await self._shape("readmodel", table)
             if made != kept:
-                detail = f"has the columns {made}, not {kept}" if kept else "the table is missing"
-                return [Difference(table, f"readmodel.{table}", None, detail)]
+                return [Difference(table, f"readmodel.{table}", None, f"has the columns {made}, not {kept}")]
             key = [name for name, _, is_key in made if is_key]
             columns = SQL(", ").join(map(Identifier, key))
             return await self._differing(table, key, _DIFFERING.format(table=Identifier(table), key=columns))

@@ -12,6 +12,7 @@ long the journal is.
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, TypeVar
@@ -542,12 +543,20 @@ class _Audit:
         for position, row in rows.items():
             self._compare("transactions", position, row.transaction_id, None, row)
 
+    @contextmanager
+    def _as_of_one_moment(self, *tables: str) -> Iterator[None]:
+        """These tables stay for as long: in one that takes their place, most rows would be younger than the moment."""
+        with self._connection.transaction():
+            self._connection.execute("set transaction isolation level repeatable read, read only")
+            for table in sorted(self._compared.intersection(tables)):
+                self._connection.execute(f"lock table readmodel.{table} in access share mode".encode())
+            yield
+
     def _compare_balances(self) -> int:
         """Compares at the position at which the tables stand by now, which it gives back."""
         if BALANCES.name not in self._compared:
             return 0
-        with self._connection.transaction():
-            self._connection.execute("set transaction isolation level repeatable read, read only")
+        with self._as_of_one_moment(BALANCES.name):
             tracked, head = self._number(_TRACKED), self._number(_HEAD)
             self._replay(tracked, head, compare=True)
             rows = {row.team_id: row for row in self._rows(BalanceRecord, _BALANCES)}
@@ -563,8 +572,7 @@ class _Audit:
             return
         after = NIL
         while after < LAST:
-            with self._connection.transaction():
-                self._connection.execute("set transaction isolation level repeatable read, read only")
+            with self._as_of_one_moment(JOBS.name, CALLS.name):
                 found = self._connection.execute(_JOB_STREAMS, (JOB.stream(after), JOBS_AT_ONCE)).fetchall()
                 last = found[-1][0].partition("-")[2] if len(found) == JOBS_AT_ONCE else LAST
                 self._compare_some(after, last, {stream for (stream,) in found})

@@ -1,5 +1,6 @@
 """The independent auditor: an honest day passes, and whatever somebody changes behind its back is named and located."""
 
+import asyncio
 import json
 import random
 import secrets
@@ -7,10 +8,12 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from itertools import count
 from pathlib import Path
+from typing import Any
 
 import psycopg
 import pytest
@@ -21,16 +24,19 @@ from api import auditing, cli
 from api.app import PROJECTIONS
 from api.auditing import audited
 from examples.verify_receipt import opened
-from infra import readable
+from infra import postgres, readable
 from infra.embedded import programs
 from infra.verify import verify as chain
-from projections.audit import Finding, Report, audit
+from projections.afresh import _Afresh
+from projections.audit import Finding, Report, _Audit, audit
+from projections.rebuild import rebuild_all
 from projections.webhook_deliveries import WEBHOOKS
 from tests.api.conftest import TestTeam, make_alias, make_team, running, settings_for
 from tests.api.past import PastTeam
 from tests.conftest import _database_on
 from tests.provider import FakeProvider
 from tests.receiver import Receiver
+from tests.waiting import until
 
 ASK = {"messages": [{"role": "user", "content": "Hello"}]}
 
@@ -217,6 +223,40 @@ def test_an_audit_of_a_busy_house_finds_nothing_either(owner_dsn: str, template:
         assert [[]] * 4 == [report.findings for report in reports]
         assert reports[0].events < reports[-1].events
         assert all(each.result() for each in working)
+
+
+@pytest.mark.parametrize(
+    "auditor,method,moment",
+    [(_Audit, "_replay", 2), (_Audit, "_compare_some", 1), (_Afresh, "_shape", 2)],
+    ids=["balances", "jobs", "rows"],
+)
+def test_an_audit_beside_a_rebuild_finds_nothing_either(
+    database: str, monkeypatch: pytest.MonkeyPatch, auditor: type[Any], method: str, moment: int
+) -> None:
+    ordinary, calls = getattr(auditor, method), count(1)
+
+    async def build() -> None:
+        async with await postgres.connect(database) as connection:
+            await rebuild_all(connection, PROJECTIONS, lambda reached, until: None)
+
+    with ThreadPoolExecutor() as beside, psycopg.connect(database, autocommit=True) as looking:
+
+        def rebuilt_or_waiting() -> bool:
+            waiting = "select from pg_locks where not granted and relation is not null"
+            return rebuilding.done() or looking.execute(waiting).rowcount > 0
+
+        def at_that_moment(*arguments: Any, **options: Any) -> Any:
+            nonlocal rebuilding
+            if next(calls) == moment:
+                rebuilding = beside.submit(asyncio.run, build())
+                until(rebuilt_or_waiting)
+            return ordinary(*arguments, **options)
+
+        rebuilding: Future[None]
+        monkeypatch.setattr(auditor, method, at_that_moment)
+        report = audited(database)
+        rebuilding.result()
+    assert ([], []) == (report.findings, report.skipped)
 
 
 # -- the journal -------------------------------------------------------------------------------------------------------

@@ -432,12 +432,12 @@ def test_a_leader_that_hangs_gives_the_lead_back(
     monkeypatch.setattr(engine, "IDLE_SECONDS", 0.01)
 
     async def story() -> None:
-        async with await postgres.connect(database) as connection, a_ledger(database) as ledger:
-            async with an_engine(database):
-                await reached(connection, (await open_with(ledger, 5)).position)
-                hanging = set(await leaders(connection))
-                until(lambda: hanging.isdisjoint(killer.leaders()))  # nothing else happens on this event loop
-                await reached(connection, (await ledger.carry_out(grant_credits, granting(2), ACCOUNT)).position)
+        connecting = await postgres.connect(database)
+        async with connecting as connection, a_ledger(database) as ledger, an_engine(database):
+            await reached(connection, (await open_with(ledger, 5)).position)
+            hanging = set(await leaders(connection))
+            until(lambda: hanging.isdisjoint(killer.leaders()))  # nothing else happens on this event loop
+            await reached(connection, (await ledger.carry_out(grant_credits, granting(2), ACCOUNT)).position)
 
     runner(story())
 
