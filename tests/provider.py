@@ -17,8 +17,9 @@ wants in the place where it calls:
     unannounced-end               a stream that ends cleanly, but without finish_reason and [DONE]
     not-a-stream                  JSON, although a stream was asked for
     break-after-<n>               n chunks (or half of the JSON), then the connection is cut
+    break-after-<n>-<name>        the same, but cut when the test calls let_go("break-after-<n>-<name>")
     hang, hang-after-<n>          silence at once, or after n chunks, until the client leaves
-    held-<name>                   gpt-ok; as a stream, half of it until the test calls let_go("held-<name>")
+    held-<name>                   gpt-ok when the test calls let_go("held-<name>"); of a stream, half of it at once
     status-<code>                 that status, with an error in OpenAI's shape
     error-in-200, error-in-stream an error where an answer was due
     html, garbage, big-<bytes>    an answer that is none, or too long
@@ -146,7 +147,7 @@ class FakeProvider:
         until(lambda: happened(self))
 
     def let_go(self, model: str) -> None:
-        """Goes on with the stream that is held."""
+        """Goes on with what is held, now and from now on."""
         self._let_go.add(model)
 
     # -- answering ------------------------------------------------------------------------------
@@ -172,8 +173,10 @@ class FakeProvider:
                 await asyncio.sleep(milliseconds / 1000)
             case ["hang"]:
                 await asyncio.sleep(3600)
-            case ["break", "after", int(count)]:
-                return await self._break(request, ask, count)
+            case ["held", *_] if not ask.stream:
+                await self._until_let_go(ask.model)
+            case ["break", "after", int(count), *told]:
+                return await self._break(request, ask, count, when_told=bool(told))
             case _:
                 bad = self._bad_answer(request, ask)
                 if bad is not None:
@@ -221,8 +224,7 @@ class FakeProvider:
             case ["held", *_]:
                 given = pieces("gpt-ok", "", ask.wants_usage)
                 await self._give(response, *given[:3])
-                while ask.model not in self._let_go:  # noqa: ASYNC110 told by another thread
-                    await asyncio.sleep(PAUSE_SECONDS)
+                await self._until_let_go(ask.model)
                 await self._give(response, *given[3:])
                 return response
             case ["unannounced", "end"]:
@@ -251,7 +253,11 @@ class FakeProvider:
         for piece in given:
             await response.write(piece)
 
-    async def _break(self, request: web.Request, ask: Ask, count: int) -> web.StreamResponse:
+    async def _until_let_go(self, model: str) -> None:
+        while model not in self._let_go:  # noqa: ASYNC110 told by another thread
+            await asyncio.sleep(PAUSE_SECONDS)
+
+    async def _break(self, request: web.Request, ask: Ask, count: int, *, when_told: bool) -> web.StreamResponse:
         if ask.stream:
             response = await self._begin_stream(request)
             await self._give(response, *pieces("gpt-ok", "", False)[:count])
@@ -260,7 +266,8 @@ class FakeProvider:
             response = web.StreamResponse(headers={"Content-Length": str(len(body))})
             await response.prepare(request)
             await response.write(body[: len(body) // 2])
-        await asyncio.sleep(0.05)  # what was written so far arrives before the end does
+        # A client that has not read all of it when the connection breaks may lose what it has not read.
+        await (self._until_let_go(ask.model) if when_told else asyncio.sleep(0.05))
         if request.transport is not None:
             request.transport.close()
         return response

@@ -5,6 +5,7 @@ Two servers on one database answer here: what is ended by the one is ended for t
 
 import base64
 import hashlib
+import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -17,9 +18,11 @@ import msgspec
 import psycopg
 import pytest
 
+from infra.passwords import Passwords
 from tests.api.conftest import Server, running, settings_for
 from tests.api.people import PASSWORD, Person, add, anybody, code, enter, log_in, set_up, unused_email
 from tests.conftest import _database_on
+from tests.waiting import PATIENCE_SECONDS
 
 USERS = "/api/admin-users"
 ME = f"{USERS}/me"
@@ -206,9 +209,25 @@ def test_a_login_that_succeeds_forgives_those_that_failed(houses: Houses) -> Non
     assert 200 == answer.status_code
 
 
-def test_a_flood_of_logins_is_turned_away_and_not_queued_for_ever(houses: Houses) -> None:
+def test_a_flood_of_logins_is_turned_away_and_not_queued_for_ever(
+    houses: Houses, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    turned_away, matches = threading.Event(), Passwords._matches
+
+    def when_one_was_turned_away(self: Passwords, stored: str, password: str) -> bool:
+        """However slowly the flood comes in: nobody is answered before it is one."""
+        turned_away.wait(PATIENCE_SECONDS)
+        return matches(self, stored, password)
+
+    def guess(_: int) -> httpx.Response:
+        answer = log_in(houses.here, unused_email())
+        if answer.status_code == 503:
+            turned_away.set()
+        return answer
+
+    monkeypatch.setattr(Passwords, "_matches", when_one_was_turned_away)
     with ThreadPoolExecutor(100) as threads:
-        answers = list(threads.map(lambda _: log_in(houses.here, unused_email()), range(100)))
+        answers = list(threads.map(guess, range(100)))
     assert {(401, "invalid_login"), (503, "unavailable")} == {code(answer) for answer in answers}
     assert all(answer.headers["Retry-After"] for answer in answers if answer.status_code == 503)
 

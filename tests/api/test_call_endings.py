@@ -37,6 +37,11 @@ def streaming(team: TestTeam, alias: str, headers: dict[str, str]) -> Iterator[t
         yield answer.headers["X-Job-Id"], lines
 
 
+def held() -> str:
+    """A model that goes on when it is told to: what happens meanwhile does so however slow the machine is."""
+    return f"held-{uuid4().hex}"
+
+
 def is_cancelled(team: TestTeam, job_id: str) -> bool:
     return team.client.post(f"/api/jobs/{job_id}/cancel").is_success
 
@@ -44,13 +49,14 @@ def is_cancelled(team: TestTeam, job_id: str) -> bool:
 def test_a_stream_whose_job_was_cancelled_meanwhile_ends_and_says_so(
     admin: httpx.Client, provider: FakeProvider, team: TestTeam
 ) -> None:
-    alias, headers = make_alias(admin, provider, "stream-50-20"), key()
+    alias, headers = make_alias(admin, provider, model := held()), key()
     with streaming(team, alias, headers) as (job_id, lines):
         assert is_cancelled(team, job_id)
+        provider.let_go(model)
         *_, trouble, done = lines
     assert ("job_closed", "[DONE]") == (json.loads(trouble)["error"]["code"], done)
     job = team.client.get(f"/api/jobs/{job_id}").json()
-    assert ("cancelled", "completed", 50) == (
+    assert ("cancelled", "completed", 7) == (
         job["status"],
         job["calls"][0]["status"],
         job["calls"][0]["completion_tokens"],
@@ -66,7 +72,7 @@ def test_a_stream_whose_job_was_cancelled_meanwhile_ends_and_says_so(
 def test_a_client_that_hangs_up_has_its_job_completed_and_charged(
     admin: httpx.Client, provider: FakeProvider, team: TestTeam, path: str
 ) -> None:
-    body = {**whole_job(team, make_alias(admin, provider, "stream-200-20")), "stream": True}
+    body = {**whole_job(team, make_alias(admin, provider, "hang-after-3")), "stream": True}
     with team.client.stream("POST", path, json=body) as answer:
         next(line for line in answer.iter_lines() if line.startswith("data: "))
         job = f"/api/jobs/{answer.headers['X-Job-Id']}"
@@ -82,8 +88,9 @@ def test_a_client_that_hangs_up_has_its_job_completed_and_charged(
 def test_a_call_that_runs_while_its_team_is_suspended_is_finished_and_charged(
     admin: httpx.Client, provider: FakeProvider, team: TestTeam
 ) -> None:
-    with streaming(team, make_alias(admin, provider, "stream-50-20"), {}) as (job_id, lines):
+    with streaming(team, make_alias(admin, provider, model := held()), {}) as (job_id, lines):
         assert admin.post(f"/api/teams/{team.team_id}/suspend").is_success
+        provider.let_go(model)
         *_, end, done = lines
     assert ("stop", "[DONE]") == (json.loads(end)["choices"][0]["finish_reason"], done)
     job = team.client.get(f"/api/jobs/{job_id}").json()
@@ -94,17 +101,20 @@ def test_a_silent_stream_is_kept_alive(
     admin: httpx.Client, provider: FakeProvider, team: TestTeam, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(calling, "KEEP_ALIVE_SECONDS", 0.02)
-    body = {**ASK, "model": make_alias(admin, provider, "stream-2-200")}
-    answer = team.client.post(f"/api/jobs/{team.job()}/llm-call-stream", json=body)
-    first, *others = [line for line in answer.text.split("\n") if line.startswith(":")]
-    assert (": ok", {": still here"}) == (first, set(others))
+    body = {**ASK, "model": make_alias(admin, provider, model := held())}
+    with team.client.stream("POST", f"/api/jobs/{team.job()}/llm-call-stream", json=body) as answer:
+        comments = (line for line in answer.iter_lines() if line.startswith(":"))
+        assert [": ok", ": still here"] == [next(comments), next(comments)]
+        provider.let_go(model)
+        assert {": still here"} >= set(comments)
 
 
 def test_a_stream_whose_team_was_deleted_meanwhile_ends(
     admin: httpx.Client, provider: FakeProvider, team: TestTeam
 ) -> None:
-    with streaming(team, make_alias(admin, provider, "stream-50-20"), {}) as (_, lines):
+    with streaming(team, make_alias(admin, provider, model := held()), {}) as (_, lines):
         assert admin.delete(f"/api/teams/{team.team_id}").is_success
+        provider.let_go(model)
         assert "[DONE]" == list(lines)[-1]
 
 
@@ -168,12 +178,15 @@ def test_a_job_id_may_be_written_in_capitals_and_in_no_other_way(
 
 @contextmanager
 def calling_slowly(admin: httpx.Client, provider: FakeProvider, team: TestTeam, model: str) -> Iterator[str]:
-    """A job whose call is running."""
+    """A job whose call is running; one that is held runs until the block has ended."""
     job_id, body = team.job(), {**ASK, "model": make_alias(admin, provider, model)}
     with ThreadPoolExecutor(1) as thread:
         answer = thread.submit(team.client.post, f"/api/jobs/{job_id}/llm-call", json=body)
-        until(lambda: team.client.get(f"/api/jobs/{job_id}").json()["calls"])
-        yield job_id
+        try:
+            until(lambda: team.client.get(f"/api/jobs/{job_id}").json()["calls"])
+            yield job_id
+        finally:
+            provider.let_go(model)
         assert 200 == answer.result().status_code
 
 
@@ -190,7 +203,7 @@ def test_completing_does_not_wait_for_ever_and_may_be_repeated_with_its_key(
 ) -> None:
     monkeypatch.setattr(jobs, "CALLS_GRACE_SECONDS", 0.1)
     headers, done = key(), {"status": "completed"}
-    with calling_slowly(admin, provider, team, "slow-2000") as job_id:
+    with calling_slowly(admin, provider, team, held()) as job_id:
         refused = team.client.post(f"/api/jobs/{job_id}/complete", json=done, headers=headers)
         assert (400, "calls_in_progress") == code(refused)
         assert 1 == refused.json()["running_calls"]
@@ -206,7 +219,7 @@ def test_completing_does_not_wait_for_ever_and_may_be_repeated_with_its_key(
 def test_failing_waits_for_nothing_and_what_comes_later_is_recorded(
     admin: httpx.Client, provider: FakeProvider, team: TestTeam
 ) -> None:
-    with calling_slowly(admin, provider, team, "slow-1000") as job_id:
+    with calling_slowly(admin, provider, team, held()) as job_id:
         failed = team.client.post(f"/api/jobs/{job_id}/complete", json={"status": "failed"}).json()
         assert ("failed", "running") == (failed["status"], failed["calls"][0]["status"])
     job = team.client.get(f"/api/jobs/{job_id}").json()

@@ -52,7 +52,7 @@ def test_sixty_four_duplicates_at_once_call_the_provider_once(
     admin: httpx.Client, provider: FakeProvider, team: TestTeam
 ) -> None:
     alias, job_id, headers = make_alias(admin, provider, "slow-300"), team.job(), key()
-    before = len(provider.requests)
+    before = provider.calls.total()
 
     def ask(_: int) -> httpx.Response:
         return team.client.post(f"/api/jobs/{job_id}/llm-call", json={**ASK, "model": alias}, headers=headers)
@@ -64,7 +64,7 @@ def test_sixty_four_duplicates_at_once_call_the_provider_once(
     assert len(good) + len(in_flight) == 64
     assert all(answer.headers["Retry-After"] for answer in in_flight)
     assert len({answer.text for answer in good}) == 1
-    assert len(provider.requests) == before + 1
+    assert provider.calls.total() == before + 1
     assert team.client.get(f"/api/jobs/{job_id}").json()["costs"]["total_calls"] == 1
 
 

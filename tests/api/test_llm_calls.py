@@ -3,12 +3,14 @@
 import json
 import threading
 from typing import Any
+from uuid import uuid4
 
 import httpx
 import pytest
 
 from tests.api.conftest import Server, TestTeam, make_alias, make_team
 from tests.provider import FakeProvider
+from tests.waiting import until
 
 ASK: dict[str, Any] = {"messages": [{"role": "user", "content": "Hello"}]}
 
@@ -112,10 +114,10 @@ def test_credits_are_held_before_the_provider_is_asked(
 ) -> None:
     poor, alias = make_team(server, admin, credits=1), make_alias(admin, provider, "gpt-ok-held")
     assert call(poor, poor.job(), alias).status_code == 200
-    asked = len(provider.requests)
+    asked = provider.calls.total()
     refused = call(poor, poor.job(), alias)
     assert (refused.status_code, refused.json()["code"]) == (403, "insufficient_credits")
-    assert len(provider.requests) == asked
+    assert provider.calls.total() == asked
 
 
 def test_markup_is_paid_and_never_shown_to_teams(server: Server, admin: httpx.Client, provider: FakeProvider) -> None:
@@ -180,7 +182,7 @@ def test_a_stream_that_breaks_ends_with_an_error_and_is_free(
 def test_a_client_that_hangs_up_pays_for_what_was_said(
     admin: httpx.Client, provider: FakeProvider, team: TestTeam
 ) -> None:
-    job_id, alias = team.job(), make_alias(admin, provider, "stream-200-20")
+    job_id, alias = team.job(), make_alias(admin, provider, "hang-after-3")
     with team.client.stream("POST", f"/api/jobs/{job_id}/llm-call-stream", json={**ASK, "model": alias}) as answer:
         next(line for line in answer.iter_lines() if line.startswith("data: "))
     ended = team.client.post(f"/api/jobs/{job_id}/complete", json={"status": "completed"}).json()
@@ -193,13 +195,15 @@ def test_a_client_that_hangs_up_pays_for_what_was_said(
 def test_an_answer_that_comes_after_the_end_of_its_job_is_recorded_and_free(
     admin: httpx.Client, provider: FakeProvider, team: TestTeam
 ) -> None:
-    job_id, alias = team.job(), make_alias(admin, provider, "slow-600")
+    job_id, alias = team.job(), make_alias(admin, provider, model := f"held-{uuid4().hex}")
     answers: list[httpx.Response] = []
     caller = threading.Thread(target=lambda: answers.append(call(team, job_id, alias)))
     caller.start()
-    while not team.client.get(f"/api/jobs/{job_id}").json()["calls"]:
-        pass
-    assert team.client.post(f"/api/jobs/{job_id}/cancel").status_code == 200
+    try:
+        until(lambda: team.client.get(f"/api/jobs/{job_id}").json()["calls"])
+        assert team.client.post(f"/api/jobs/{job_id}/cancel").status_code == 200
+    finally:
+        provider.let_go(model)
     caller.join()
     assert answers[0].status_code == 200
     job = team.client.get(f"/api/jobs/{job_id}").json()

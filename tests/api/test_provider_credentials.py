@@ -285,11 +285,11 @@ def test_an_address_goes_with_its_key_and_a_key_to_no_other_address(
     team = make_team(server, admin)
     created(admin, team.organization_id, api_key="sk-there", api_base=provider.url)
     assert "sk-there" == key_used(team, make_alias(admin, provider, api_key=None, api_base=None), provider)
-    before = len(provider.requests)
+    before = provider.calls.total()
     own = make_alias(admin, provider, api_key="sk-own", api_base=None)
     ask = {"model": own, "messages": [{"role": "user", "content": "hi"}]}
     assert 500 == team.client.post(f"/api/jobs/{team.job()}/llm-call", json=ask).status_code
-    assert before == len(provider.requests)
+    assert before == provider.calls.total()
 
 
 def test_without_any_key_the_environments_is_used(

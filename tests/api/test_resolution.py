@@ -134,14 +134,20 @@ def test_a_stream_falls_back_until_its_first_text(server: Server, admin: httpx.C
     good = make_alias(admin, provider)
     early, late = (
         group(admin, make_alias(admin, provider, "status-500"), good),
-        group(admin, make_alias(admin, provider, "break-after-3"), good),
+        group(admin, make_alias(admin, provider, breaks := f"break-after-3-{a_name()}"), good),
     )
     team = make_team(server, admin, model_groups=[early, late])
     texts = {}
     for name in (early, late):
         before = provider.calls["gpt-ok"]
-        answer = team.client.post(f"/api/jobs/{team.job()}/llm-call-stream", json={"model": name, "messages": HI})
-        texts[name] = answer.text, provider.calls["gpt-ok"] - before
+        body = {"model": name, "messages": HI}
+        with team.client.stream("POST", f"/api/jobs/{team.job()}/llm-call-stream", json=body) as answer:
+            lines = []
+            for line in answer.iter_lines():
+                lines.append(line)
+                if "Hello" in line:
+                    provider.let_go(breaks)  # there is text, so there is no other way any more
+        texts[name] = "\n".join(lines) + "\n", provider.calls["gpt-ok"] - before
     assert ('"error"' not in texts[early][0], 1) == (True, texts[early][1])
     assert ("provider_error" in texts[late][0], 0) == (True, texts[late][1])
     for text, _ in texts.values():

@@ -316,9 +316,19 @@ def test_a_broken_connection_is_a_failure(talk: Talk) -> None:
 
 
 def test_a_stream_that_breaks_gives_what_it_had(talk: Talk) -> None:
-    before, failure = talk.stream_failure("break-after-3")
-    assert "Hello from " == before
-    assert ("error", None, True) == verdict(failure)
+    model = f"break-after-3-{talk.transport}"
+    chunks: list[Chunk] = []
+
+    async def read() -> None:
+        async for chunk in talk.open(model):
+            chunks.append(chunk)
+            if text(chunks) == "Hello from ":
+                talk.provider.let_go(model)
+
+    with pytest.raises(ProviderFailure) as caught:
+        talk.run(read())
+    assert "Hello from " == text(chunks)
+    assert ("error", None, True) == verdict(caught.value)
 
 
 def test_a_stream_that_ends_without_a_reason_is_broken(talk: Talk) -> None:

@@ -7,6 +7,7 @@ from contextlib import asynccontextmanager
 import pytest
 
 from infra.passwords import Passwords, PasswordsBusy, is_acceptable
+from tests.waiting import eventually
 
 
 @asynccontextmanager
@@ -104,12 +105,16 @@ def test_a_login_flood_is_turned_away_and_the_next_login_works() -> None:
 
 
 def test_the_event_loop_goes_on_while_passwords_are_hashed() -> None:
-    async def scenario() -> int:
-        async with Passwords() as passwords:
-            hashing, turns = asyncio.create_task(passwords.hash("12345678")), 0
-            while not hashing.done():
-                await asyncio.sleep(0)
-                turns += 1
-            return turns
+    async def goes_on(passwords: Passwords) -> bool:
+        hashing, turns = asyncio.create_task(passwords.hash("12345678")), 0
+        while not hashing.done():
+            await asyncio.sleep(0)
+            turns += 1
+        return turns > 10
 
-    assert asyncio.run(scenario()) > 10
+    async def scenario() -> None:
+        async with Passwords() as passwords:
+            # A busy machine may hold up the loop itself for as long as a hash takes, but not each time.
+            await eventually(lambda: goes_on(passwords))
+
+    asyncio.run(scenario())

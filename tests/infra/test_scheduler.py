@@ -24,7 +24,9 @@ class Diary:
     def __init__(self) -> None:
         self.entries: asyncio.Queue[tuple[str, datetime]] = asyncio.Queue()
 
-    def chore(self, name: str, problem: Exception | None = None, every_s: float = 0.01) -> Chore:
+    def chore(self, name: str, problem: Exception | None = None, every_s: float = 0.0) -> Chore:
+        """One that is due whenever somebody looks, however long anything takes; or else in so many seconds."""
+
         async def write(at: datetime) -> int:
             self.entries.put_nowait((name, at))
             if problem is not None:

@@ -5,10 +5,10 @@ from typing import Any
 
 import psycopg
 import pytest
-from structlog.testing import capture_logs
 
 from projections import engine
 from projections.engine import Progress, Stand
+from tests.hearing import heard
 
 Runner = Callable[[Coroutine[Any, Any, int]], int]
 
@@ -23,7 +23,7 @@ def waited_for(runner: Runner, *answers: Stand | Exception) -> list[str]:
             raise answer
         return answer
 
-    with capture_logs() as logged:
+    with heard() as logged:
         assert 0 == runner(Progress(ask).reach(0, timeout_s=30))
     return [entry["event"] for entry in logged]
 
