@@ -25,6 +25,7 @@ from domain.statement import (
     NOTHING,
     CloseStatement,
     Statement,
+    StatementClosed,
     Statements,
     Totals,
     close_statement,
@@ -251,11 +252,11 @@ async def _covered(house: House, team_id: str, period: str) -> Covered:
     if statement is None:
         if not _due(team, closed) <= period <= period_of(datetime.now(UTC)):
             raise NotFound("statement")
-        summary, as_of = await _preview(house, team, closed, period), datetime.now(UTC)
+        summary, until = await _preview(house, team, closed, period), MOST_OFFSET
     else:
-        summary, as_of = _closed(team, statement), statement.closed_at
-    team_then = await _as_it_was(house, TEAM.stream(team_id), as_of)
-    organization = await _as_it_was(house, ORGANIZATION.stream(summary.organization_id), as_of)
+        summary, until = _closed(team, statement), await _position_of_close(house, team_id, period)
+    team_then = await _as_it_was(house, TEAM.stream(team_id), until)
+    organization = await _as_it_was(house, ORGANIZATION.stream(summary.organization_id), until)
     return Covered(
         summary,
         team_then.team_alias if isinstance(team_then, Team) else None,
@@ -289,12 +290,21 @@ async def _preview(house: House, team: Team, closed: tuple[Statement, ...], peri
     )
 
 
-async def _as_it_was(house: House, stream: str, as_of: datetime) -> object:
-    """A state as it was at a moment, so that a name which is changed later changes no statement of before."""
+async def _position_of_close(house: House, team_id: str, period: str) -> int:
+    async with house.pool.connection() as connection:
+        closes = await journal.history(connection, STATEMENT.stream(team_id))
+    return next(
+        close.position for close in closes if isinstance(close.event, StatementClosed) and close.event.period == period
+    )
+
+
+async def _as_it_was(house: House, stream: str, until: int) -> object:
+    """A state as it was at a position, so that a name which is changed later changes no statement of before. A moment
+    would not do: clocks differ, and may stand still or go back."""
     state = None
     async with house.pool.connection() as connection:
         for recorded in await journal.history(connection, stream):
-            if recorded.event.at <= as_of:
+            if recorded.position <= until:
                 state = category_of(stream).evolve(state, recorded.event)
     return state
 

@@ -11,7 +11,7 @@ from uuid import uuid4
 from domain.credit import AccountOpened, CreditsAdjusted, CreditsCharged, CreditsGranted, CreditsHeld, CreditsRefunded
 from domain.event import Event
 from domain.job import CallFinished, CallStarted, JobCompleted, JobCreated, JobFailed
-from domain.organization import OrganizationCreated
+from domain.organization import OrganizationChanged, OrganizationCreated
 from domain.streams import CREDIT, JOB, ORGANIZATION, TEAM
 from domain.team import Budget, TeamCreated
 from infra import journal
@@ -106,6 +106,10 @@ class PastTeam:
             duration_seconds=5,
         )
         self._say(JOB.stream(job_id), end)
+
+    def rename(self, at: datetime, name: str) -> None:
+        changed = OrganizationChanged(at=at, organization_id=self.organization_id, name=name, metadata={})
+        self._say(ORGANIZATION.stream(self.organization_id), changed)
 
     def _call(self, at: datetime, job_id: str, model: str = "chat-fast", resolved_model: str = "gpt-4o") -> None:
         about = {"job_id": job_id, **self.whose, "call_id": str(uuid4())}

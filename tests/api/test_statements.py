@@ -117,6 +117,17 @@ def test_a_closed_statement_never_changes_and_corrections_go_to_the_next(
     assert april["totals"] == ok(close(admin, past, "2026-04"))["totals"]
 
 
+def test_a_name_given_after_the_close_is_not_shown_by_it_whatever_the_clocks_say(
+    admin: httpx.Client, server: Server, past: PastTeam
+) -> None:
+    """Of two servers the one that renames may be behind the one that has closed."""
+    ok(close(admin, past, "2026-03"))
+    past.rename(MARCH, "Renamed")
+    past.write(server.dsn)
+    closed, april = (statement(admin, past, period) for period in ("2026-03", "2026-04"))
+    assert ("Acme Corporation", "Renamed") == (closed["organization_name"], april["organization_name"])
+
+
 def test_months_are_closed_one_after_the_other(admin: httpx.Client, past: PastTeam) -> None:
     early = refused(close(admin, past, "2026-04"), 400, "period_out_of_order")
     assert "2026-03" == early["next_period"]
