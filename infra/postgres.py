@@ -53,10 +53,15 @@ CREATE TABLE IF NOT EXISTS app.migrations (
     applied_at timestamptz NOT NULL DEFAULT now()
 )
 """
+# The locks of a machine that went away without a word would else be held for as long as the kernel waits: for hours.
 STEP_DOWN = """
 SELECT set_config('role', %s, false),
        set_config('statement_timeout', %s, false),
        set_config('idle_in_transaction_session_timeout', '60s', false),
+       set_config('tcp_keepalives_idle', '15', false),
+       set_config('tcp_keepalives_interval', '5', false),
+       set_config('tcp_keepalives_count', '3', false),
+       set_config('tcp_user_timeout', '20000', false),
        set_config('search_path', 'readmodel', false)
 """
 # What makes a connection over a network notice that the other side has gone without a word.

@@ -183,6 +183,19 @@ def test_lent_connections_work_as_the_application_and_commit_each_statement(data
     runner(story())
 
 
+def test_postgresql_looks_whether_a_machine_that_went_silent_is_still_there(database: str, runner: Run):
+    async def story() -> None:
+        async with await connect(database) as connection:
+            cursor = await connection.execute(
+                "SELECT name FROM pg_settings WHERE source = 'session' AND name ~ '^tcp_' ORDER BY name"
+            )
+            assert await cursor.fetchall() == [
+                ("tcp_keepalives_count",), ("tcp_keepalives_idle",), ("tcp_keepalives_interval",), ("tcp_user_timeout",)
+            ]  # fmt: skip
+
+    runner(story())
+
+
 def test_the_application_makes_nothing_of_its_own_beside_the_journal(database: str, runner: Run):
     async def story() -> None:
         async with await connect(database) as connection:
