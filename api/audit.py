@@ -120,7 +120,8 @@ class Recorded(msgspec.Struct, kw_only=True):
 class Movement(msgspec.Struct, kw_only=True):
     """What an event did to an account, added up from nothing, beside what was recorded then.
 
-    An event that nobody can read any more did nothing, and does not agree; `at` and `by` are null.
+    An event that cannot follow here did nothing, and does not agree; nor does one that nobody can read any more, of
+    which `at` and `by` are null.
     """
 
     position: int
@@ -463,9 +464,11 @@ class Replay:
 
     def _move(self, written: Evidence) -> Movement:
         before, event, recorded = self.account, None, None
+        follows = False
         with suppress(PoisonEvent):
             event = evidence.event_of(written)
-            self.account = cast("Account", CREDIT.evolve(before, event))
+            self.account = evidence.account_after(before, event, written)
+            follows = True
         if isinstance(event, CreditMovement):
             recorded = Recorded(
                 credits_remaining=event.remaining_credits,
@@ -478,7 +481,7 @@ class Replay:
             credits_held=now.held if now else 0,
             credits_allocated=now.allocated if now else 0,
         )
-        agrees = event is not None and recorded in (None, replayed)
+        agrees = follows and recorded in (None, replayed)
         self.events += 1
         self.agrees &= agrees
         return Movement(

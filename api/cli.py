@@ -178,8 +178,8 @@ def replay(team: Team, as_json: AsJson = False) -> None:
         agrees = True
         async for written in evidence.of_stream(connection, CREDIT.stream(team)):
             event = evidence.event_of(written)
-            before, account = account, CREDIT.evolve(account, event)  # type: ignore[assignment]
-            agrees &= show_movement(written.position, event, before, require_account(account), as_json=as_json)
+            before, account = account, evidence.account_after(account, event, written)
+            agrees &= show_movement(written.position, event, before, account, as_json=as_json)
         account = require_account(account)
         if not as_json:
             say(

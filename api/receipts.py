@@ -21,7 +21,7 @@ from api.listing import MOST_OFFSET
 from api.problems import Invalid
 from api.shapes import Timestamp, Uuid
 from domain.errors import NotFound
-from infra.receipts import Checkpoint, leaf_of, statement_of
+from infra.receipts import Checkpoint, HistoryRewritten, leaf_of, statement_of
 from projections import evidence
 
 receipts_door = Door(teams=True, reading="audit")
@@ -126,8 +126,11 @@ class ReceiptsController(Controller):
             if place is None:
                 raise NotFound("transaction")
             caller.team_for(place.team_id)
-            [event] = await evidence.at(connection, [place.position])
+            found = await evidence.at(connection, [place.position])
             previous = await evidence.hash_before(connection, place.position)
+        if not found:
+            raise HistoryRewritten(f"event {place.position} is gone")
+        [event] = found
         checkpoint = await _covering(house, place.position, size)
         leaf = leaf_of(event.topic, event.state, event.hash)
         proof = await house.notary.inclusion(event.position, leaf, checkpoint)

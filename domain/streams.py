@@ -98,6 +98,9 @@ def decode(topic: str, state: bytes) -> Event:
 
     Raises:
         KeyError: nobody knows such an event.
-        msgspec.ValidationError: it is not what its topic says.
+        msgspec.DecodeError: it is not what its topic says.
     """
-    return DECODERS[topic].decode(state)
+    try:
+        return DECODERS[topic].decode(state)
+    except (UnicodeDecodeError, RecursionError) as problem:
+        raise msgspec.DecodeError(str(problem)) from problem

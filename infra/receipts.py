@@ -36,6 +36,7 @@ GROWN_AT_ONCE = 8 * TILE  # events; some milliseconds of work
 KEY_ID = UUID("6a1d7c52-52d5-5c5b-9d52-0f6d0a5a7e11")  # of the one signing key in app.secrets
 KEY_KIND = "checkpoint-key"
 ED25519 = b"\x01"  # the type of signature, in the words of signed notes
+SIGNATURE_SIZE = 4 + 64  # bytes: which key, and what it signed
 
 # What a statement says, in which topics. Both are for ever: leaves that were signed rest on them.
 MOVEMENTS = frozenset(
@@ -73,10 +74,11 @@ STATED = (
 )
 
 _EVENTS = """
-select notification_id, topic, state, hash
+select notification_id, topic, coalesce(state, ''), coalesce(hash, '')
 from journal.events
-where notification_id > %b and notification_id <= %b
+where notification_id > %b
 order by notification_id
+limit %b
 """
 _LEAVES = """
 select run.ordinal, event.notification_id, event.topic, event.state, event.hash
@@ -123,7 +125,9 @@ def statement_of(topic: str, state: bytes) -> bytes | None:
         return None
     try:
         event = msgspec.json.decode(state)
-    except msgspec.DecodeError:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return None
+    if not isinstance(event, dict):
         return None
     stated = {name: event[name] for name in STATED if event.get(name) is not None}
     return json.dumps({"type": topic, **stated}, sort_keys=True, separators=(",", ":")).encode()
@@ -207,7 +211,7 @@ class Notary:
             size = await _number(connection, _HEAD)
             if latest is not None and latest.size == size:
                 return latest
-        if not size:
+        if not size and latest is None:
             return None
         signer = await self.signer()
         await self._grow(size)
@@ -343,7 +347,9 @@ async def _number(connection: Connection, select: str, *parameters: object) -> i
 
 # -- looking again -----------------------------------------------------------------------------------------------------
 
-_THERE = "select to_regclass('app.checkpoints') is not null"
+_MISSING = """
+select name from unnest(array['app.checkpoints', 'app.merkle']) as kept (name) where to_regclass(name) is null
+"""
 _ALL_NODES = "select level, number, hash from app.merkle"
 _ALL_CHECKPOINTS = "select size, root, note from app.checkpoints order by size"
 
@@ -352,11 +358,14 @@ def verify_receipts(
     connection: BlockingConnection[Any], progress: Callable[[int, int], None] = lambda done, total: None
 ) -> Iterator[tuple[int | None, str, str]]:
     """Computes the whole tree again; gives position, subject and detail of whatever was kept or signed otherwise."""
-    if connection.execute(_THERE).fetchall() != [(True,)]:
+    if missing := connection.execute(_MISSING).fetchall():
+        yield from ((None, name, "the table is missing") for (name,) in missing)
         return
     kept = {(level, number): node for level, number, node in connection.execute(_ALL_NODES, binary=True)}
     signed = connection.execute(_ALL_CHECKPOINTS, binary=True).fetchall()
     wrong: list[tuple[int | None, str, str]] = []
+    while signed and signed[0][0] < 1:
+        yield None, f"app.checkpoints {signed.pop(0)[0]}", "nothing of this size can be signed"
 
     ends = dict(sorted(kept))  # the last number of each level
 
@@ -370,19 +379,22 @@ def verify_receipts(
     until = max([size for size, _, _ in signed] + [_last(level, number) for level, number in kept] + [0])
     unseen = iter(signed)
     size, top, note = next(unseen, (0, b"", ""))
-    for after in range(0, until, GROWN_AT_ONCE):
-        last = min(until, after + GROWN_AT_ONCE)
-        for _, topic, state, event_hash in connection.execute(_EVENTS, (after, last), binary=True):
+    reached = 0
+    # As far as there are events: of what somebody else has written down there may be any number.
+    while reached < until and (rows := connection.execute(_EVENTS, (reached, GROWN_AT_ONCE), binary=True).fetchall()):
+        for position, topic, state, event_hash in rows:
+            reached = position
             tree.add(merkle.leaf_hash(leaf_of(topic, state, event_hash)))
             while tree.size == size:
-                if (top, size) != (tree.root, _said_by(note)[0]) or tree.root != _said_by(note)[1]:
+                if top != tree.root or not _says(note, size, top):
                     wrong.append((size, f"app.checkpoints {size}", "what was signed is not what the journal says"))
                 size, top, note = next(unseen, (0, b"", ""))
-        progress(last, until)
+        progress(min(reached, until), until)
         yield from wrong
         wrong.clear()
-    if size:
+    while size:
         yield tree.size, f"app.checkpoints {size}", f"was signed, but the journal has {tree.size} events"
+        size, top, note = next(unseen, (0, b"", ""))
     for level, number in kept:
         yield tree.size, f"app.merkle {level}/{number}", f"is kept, but the journal has {tree.size} events"
 
@@ -392,10 +404,12 @@ def _last(level: int, number: int) -> int:
     return (number + 1) << (level * merkle.STEP)
 
 
-def _said_by(note: str) -> tuple[int, bytes]:
-    """Size and root of a note."""
+def _says(note: str, size: int, top: bytes) -> bool:
+    """Whether this is a note of that size and root. Whether its signature is right, the public key tells."""
+    name, _, said = note.partition("\n")
+    text = f"{size}\n{b64encode(top).decode()}\n\n\N{EM DASH} {name} "
     try:
-        _, size, top, *_ = note.split("\n")
-        return int(size), b64decode(top)
+        signature = b64decode(said.removeprefix(text).removesuffix("\n"), validate=True)
     except ValueError:
-        return 0, b""
+        return False
+    return said.startswith(text) and said.endswith("\n") and len(signature) == SIGNATURE_SIZE

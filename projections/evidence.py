@@ -11,6 +11,7 @@ from typing import Any
 import msgspec
 from psycopg.rows import class_row
 
+from domain.credit import Account
 from domain.event import Event
 from domain.streams import CREDIT, JOB, SHORTAGE, STATEMENT, TEAM, decode
 from infra.journal import Connection, PoisonEvent
@@ -119,8 +120,9 @@ _EVERYTHING = Wanted()
 def signature_of(state: bytes) -> Signature | None:
     """When, who and in which request; None if that cannot be read."""
     try:
+        state.decode()  # which is not asked of what is skipped
         return msgspec.json.decode(state, type=Signature)
-    except msgspec.DecodeError:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return None
 
 
@@ -134,6 +136,20 @@ def event_of(written: Evidence) -> Event:
         return decode(written.topic, written.state)
     except (KeyError, msgspec.DecodeError) as problem:
         raise PoisonEvent(f"event {written.position} ({written.topic}) cannot be decoded: {problem}") from problem
+
+
+def account_after(account: Account | None, event: Event, written: Evidence) -> Account:
+    """What an event makes of an account.
+
+    Raises:
+        PoisonEvent: it cannot follow here, since somebody has removed or changed what was before it.
+    """
+    try:
+        after = CREDIT.evolve(account, event)
+        assert isinstance(after, Account), "it is not an account's"
+    except Exception as problem:
+        raise PoisonEvent(f"event {written.position} ({written.topic}) cannot follow here: {problem}") from problem
+    return after
 
 
 async def head(connection: Connection) -> Head:

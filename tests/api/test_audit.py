@@ -51,7 +51,7 @@ def story(server: Server, admin: httpx.Client, provider: FakeProvider) -> Story:
     return Story(team, job_id, charged)
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")  # a server has its first owner once, even if these tests do not follow one another
 def owner(server: Server) -> Person:
     return set_up(server)
 
@@ -283,6 +283,19 @@ def test_a_replay_goes_past_an_event_that_nobody_can_read_and_says_so(database: 
         )
         assert (True, False) == (opened["agrees"], replay["agrees"])
         assert replay["movements"] == lines(admin, f"teams/{team.team_id}/replay")
+        with psycopg.connect(database) as owner:
+            owner.execute("delete from journal.events where topic = 'AccountOpened'")
+            owner.execute(
+                """
+                update journal.events set state = convert_to('{"by":"', 'UTF8') || '\\xff'
+                where topic = 'CreditsGranted' and originator_version = 2
+                """
+            )
+        told = lines(admin, f"teams/{team.team_id}/replay")
+        assert [(position, None, 0, False), (granted["position"], "master", 0, False)] == [
+            (each["position"], each["by"], each["credits_remaining"], each["agrees"]) for each in told
+        ]
+        assert position in [each["position"] for each in lines(admin, "events") if each["event"] is None]
 
 
 def test_before_its_first_moment_a_team_has_nothing(admin: httpx.Client, story: Story) -> None:

@@ -40,3 +40,6 @@ def test_an_unknown_topic_and_a_broken_event_are_not_guessed() -> None:
         decode("JobCreated", b"{}")
     with pytest.raises(msgspec.ValidationError):
         decode("JobCreated", msgspec.json.encode(CREATED).replace(b'"metadata":{}', b'"metadata":[]'))
+    for written in (b'{"team_id":"\xff"}', b'{"metadata":{"a":' + b"[" * 100_000):
+        with pytest.raises(msgspec.DecodeError):
+            decode("JobCreated", written)
