@@ -50,6 +50,7 @@ class Progress:
     """
 
     def __init__(self, ask: Callable[[], Awaitable[Stand]]) -> None:
+        self.patience_s = 2.0  # then readers get what there is
         self.position = -1  # not even the tables are there for certain
         self.hurry: Callable[[], None] = lambda: None  # tells the leader, wherever it is, that somebody waits
         self._left_behind: int | None = None
@@ -77,8 +78,11 @@ class Progress:
             else:
                 reached.set_result(None)
 
-    async def reach(self, position: int, timeout_s: float = 2.0) -> int:
+    async def reach(self, position: int, timeout_s: float | None = None) -> int:
         """Waits until the read models have passed a position; for one that is being built anew nobody waits.
+
+        Args:
+            timeout_s: how long, if not as long as readers do.
 
         Returns:
             How many events the last of them is still behind it when the time is up; 0 if all have passed it.
@@ -86,7 +90,7 @@ class Progress:
         if self._left_behind is None and self.position >= position:
             return 0
         with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(timeout_s):
+            async with asyncio.timeout(self.patience_s if timeout_s is None else timeout_s):
                 if self._left_behind is not None:
                     await self._inquire()  # it may be in place by now, without any new event
                 if self.position < position:

@@ -22,6 +22,7 @@ from infra.settings import Settings
 from tests.api import recording
 from tests.conftest import _database_on
 from tests.provider import FakeProvider
+from tests.waiting import PATIENCE_SECONDS
 
 if TYPE_CHECKING:
     from tests.api.world import World
@@ -70,12 +71,19 @@ class Server:
 
 
 @contextmanager
-def running(dsn: str, *, works: bool = True, **changes: Any) -> Iterator[Server]:
-    """A server of its own on a free port, for as long as the block; one that does no background work unless it
-    `works`."""
+def running(
+    dsn: str, *, works: bool = True, reads_wait_s: float = PATIENCE_SECONDS, **changes: Any
+) -> Iterator[Server]:
+    """A server of its own on a free port, for as long as the block.
+
+    Args:
+        works: whether it does background work.
+        reads_wait_s: how long reads wait for the read models. On a busy machine these take longer than anybody would
+            wait; and what a test has not seen in time it would take for lost.
+    """
     app = create_app(settings_for(dsn, **changes), dsn, works=works)
-    app = recording.recorded(app) if recording.is_wanted() else app
-    config = uvicorn.Config(app, port=0, log_config=None, lifespan="on", loop="uvloop")
+    served = recording.recorded(app) if recording.is_wanted() else app
+    config = uvicorn.Config(served, port=0, log_config=None, lifespan="on", loop="uvloop")
     server = uvicorn.Server(config)
     thread = threading.Thread(target=server.run, daemon=True)
     thread.start()
@@ -83,6 +91,7 @@ def running(dsn: str, *, works: bool = True, **changes: Any) -> Iterator[Server]
         while not server.started:
             thread.join(0.01)
             assert thread.is_alive(), "the server did not start"
+        app._app.state.house.progress.patience_s = reads_wait_s
         port = server.servers[0].sockets[0].getsockname()[1]
         started = Server(f"http://127.0.0.1:{port}", dsn)
         try:
@@ -164,6 +173,18 @@ def make_team(server: Server, admin: httpx.Client, *, credits: int = 100, **fiel
     assert answer.status_code == 200, answer.text
     key = answer.json()["virtual_key"]
     return TestTeam(organization_id, team_id, key, server.client(key))
+
+
+def whole_list(client: httpx.Client, path: str, **query: Any) -> list[dict[str, Any]]:
+    """All pages of a list: after a session's tests some have more than one."""
+    rows: list[dict[str, Any]] = []
+    while True:
+        answer = client.get(path, params={**query, "limit": 1000, "offset": len(rows)})
+        assert answer.status_code == 200, answer.text
+        rows += answer.json()
+        if not answer.json() or len(rows) == int(answer.headers["X-Total-Count"]):
+            assert len(rows) == int(answer.headers["X-Total-Count"])
+            return rows
 
 
 @pytest.fixture

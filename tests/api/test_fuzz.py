@@ -1,6 +1,7 @@
 """Thousands of requests that make no sense: none ends in a crash, and what is refused writes nothing.
 
-The seed is printed; FUZZ_SEED repeats a run, FUZZ_REQUESTS says how much is asked of one world.
+What is asked before a change lands is the same each time. The seed is printed; FUZZ_SEED repeats a run, FUZZ_REQUESTS
+says how much is asked of one world.
 """
 
 import json
@@ -230,7 +231,7 @@ def _quoted(text: str) -> str:
     ],
 )
 def test_nonsense_is_refused_and_leaves_no_trace(owner_dsn: str, template: str, requests: int) -> None:
-    seed = int(os.environ.get("FUZZ_SEED") or random.randrange(2**32))
+    seed = int(os.environ.get("FUZZ_SEED") or (0 if "CI" in os.environ else random.randrange(2**32)))
     print(f"FUZZ_SEED={seed}")
     statuses: Counter[int] = Counter()
     wrong: list[str] = []
