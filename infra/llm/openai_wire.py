@@ -44,6 +44,7 @@ CONNECT_TIMEOUT_S: Final = 10.0
 # Many servers (uvicorn, and so vLLM) close a connection after 5 idle seconds. Leaving first means that no request is
 # written into one that is just being closed: a POST cannot be repeated without asking who has been billed.
 KEEPALIVE_S: Final = 4.0
+END_S = 0.2  # for the end of a body behind the end of its answer
 
 
 class OpenAIWire:
@@ -215,7 +216,7 @@ async def _read(response: aiohttp.ClientResponse, limit: int) -> bytes:
 async def _read_end(response: aiohttp.ClientResponse) -> None:
     """Read the end of the body after the end of the answer: only then can the connection be used again."""
     with contextlib.suppress(TimeoutError, aiohttp.ClientError):
-        async with asyncio.timeout(0.2):
+        async with asyncio.timeout(END_S):
             while await response.content.readany():
                 pass
 

@@ -20,7 +20,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
-from infra.llm import ChatRequest, Chunk, Completion, Models, ProviderFailure, Target, Usage
+from infra.llm import ChatRequest, Chunk, Completion, Models, ProviderFailure, Target, Usage, openai_wire
 from infra.llm.echo import last_words
 from infra.llm.openai_wire import KEEPALIVE_S
 from infra.llm.providers import LEAN
@@ -430,7 +430,8 @@ def test_cancelling_a_call_hangs_up(talk: Talk) -> None:
     talk.provider.until(lambda provider: provider.disconnects["slow-60000"] == before + 1)
 
 
-def test_calls_share_connections(lean: Talk) -> None:
+def test_calls_share_connections(lean: Talk, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(openai_wire, "END_S", PATIENCE_S)
     for _ in range(2):
         lean.stream("gpt-ok")
         lean.ask("gpt-ok")
