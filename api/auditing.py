@@ -60,7 +60,7 @@ def verify(
             raise typer.BadParameter(f"position {position} would not be looked at", param_hint="--noted")
     report: Report | None = None
     with database_to_read(dsn) as place, readable.connect_blocking(place) as connection:
-        [(head,)] = connection.execute("select position from journal.head").fetchall()
+        [(head,)] = connection.execute("select coalesce(max(position), 0) from journal.head").fetchall()
         until = min(head, last or head)
         with progress_bar("hash chain") as progress:
             result = verify_journal(

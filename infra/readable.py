@@ -17,7 +17,9 @@ from infra.journal import Connection
 
 PAGE = 1000
 
-_READ_ONLY: Any = {"application_name": "saas-litellm reader", "options": "-c default_transaction_read_only=on"}
+# Whatever is set for the database or the role: who changes history may also make functions and have them found first.
+_OPTIONS = "-c default_transaction_read_only=on -c search_path=pg_catalog"
+_READ_ONLY: Any = {"application_name": "saas-litellm reader", "options": _OPTIONS}
 _NOTED = re.compile(r"(?P<position>[0-9]{1,18}):(?P<hash>[0-9a-fA-F]{64})")
 
 _NEXT: LiteralString = """

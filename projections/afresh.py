@@ -31,7 +31,13 @@ IS_MISSING, HAS_NO_EVENT = "the row is missing", "there is a row without an even
 Span = tuple[int, int]  # the first and the last position of a transaction's events
 Progress = Callable[[int, int], None]
 
-_HAS_READ_MODELS = "select to_regclass('readmodel.tracking') is not null"
+_HAS_READ_MODELS = """
+select to_regclass('readmodel.tracking') is not null and to_regclass('readmodel.definitions') is not null
+"""
+_STAND_SOMEWHERE = "select count(*) = 1 and count(position) = 1 from readmodel.tracking"
+_ENDS = """
+select coalesce((select max(position) from journal.head), (select max(notification_id) from journal.events), 0)
+"""
 _MAY_MAKE_TABLES = "select not pg_is_in_recovery() and has_database_privilege(current_database(), 'temporary')"
 _ENTER: LiteralString = """
 set temp_buffers = '64MB';
@@ -93,7 +99,7 @@ async def compare_rows(
         report: of an audit of the same database. Rows that it names already are not named again.
         progress: called with the position reached and the one to be reached.
     """
-    if not await _is_so(connection, _HAS_READ_MODELS):
+    if not (await _is_so(connection, _HAS_READ_MODELS) and await _is_so(connection, _STAND_SOMEWHERE)):
         return
     if not await _is_so(connection, _MAY_MAKE_TABLES):
         report.skipped.append("rows of read models, since no temporary tables can be made here")
@@ -144,7 +150,10 @@ class _Afresh:
         found: list[Difference] = []
         versions = {str(name): version for name, version in await _rows(self._connection, _VERSIONS)}
         for projection in self._projections:
-            if versions.get(projection.name) != projection.version:
+            if projection.name not in versions and await self._shape("readmodel", projection.tables[0]):
+                detail = f"does not say of which version {projection.name} is"
+                found.append(Difference(projection.name, "readmodel.definitions", None, detail))
+            elif versions.get(projection.name) != projection.version:
                 _note(self._report.skipped, f"{projection.name}, which another version of this program has built")
                 continue
             for table in projection.tables:
@@ -190,7 +199,8 @@ class _Afresh:
         return following if first <= following else min(self._position + BATCH_EVENTS, first - 1, until)
 
     async def _until(self) -> int:
-        return min(await tracked(self._connection), await journal.position(self._connection))
+        [(end,)] = await _rows(self._connection, _ENDS)
+        return min(await tracked(self._connection), int(end))
 
     async def _project(self, until: int) -> None:
         try:

@@ -346,7 +346,10 @@ CHECKS_AT_THE_END: tuple[Callable[[Books], Located], ...] = (
 
 # -- reading -----------------------------------------------------------------------------------------------------------
 
-_HEAD = "select position from journal.head"
+# Without a head, which somebody may have removed, the journal ends with its last event.
+_HEAD = """
+select coalesce((select max(position) from journal.head), (select max(notification_id) from journal.events), 0)
+"""
 _EVENTS = """
 select notification_id, originator_id, topic, state
 from journal.events
@@ -354,7 +357,12 @@ where notification_id > %b and notification_id <= %b
 order by notification_id
 limit %b
 """
-_HAS_READ_MODELS = "select to_regclass('readmodel.tracking') is not null"
+_READ_MODELS = "select count(*) from pg_catalog.pg_class where relnamespace = to_regnamespace('readmodel')"
+_MISSING = """
+select name from unnest(array['readmodel.tracking', 'readmodel.definitions']) as needed (name)
+where to_regclass(name) is null
+"""
+_STANDING = "select count(*) = 1 and count(position) = 1 from readmodel.tracking"
 _TRACKED = "select position from readmodel.tracking"
 _VERSIONS = "select projection, version from readmodel.definitions"
 _TRANSACTIONS = """
@@ -445,7 +453,7 @@ class _Audit:
         started = time.perf_counter()
         report = self._report
         report.checks = [check.__name__ for check in (*CHECKS, *CHECKS_AT_THE_END)]
-        has_read_models = self._connection.execute(_HAS_READ_MODELS).fetchall() == [(True,)]
+        has_read_models = self._has_read_models()
         tracked = self._number(_TRACKED) if has_read_models else 0  # before the head, behind which it never is
         head = self._number(_HEAD)
         if tracked > head:
@@ -465,11 +473,26 @@ class _Audit:
         report.seconds = time.perf_counter() - started
         return report
 
+    def _has_read_models(self) -> bool:
+        """Whether there are any, and it is on record where they stand."""
+        if not self._number(_READ_MODELS):
+            self._report.skipped.append("read models, of which there are none")
+            return False
+        missing = [name for (name,) in self._connection.execute(_MISSING).fetchall()]
+        for name in missing:
+            self._report.add("read_models", None, name, "the table is missing")
+        if missing:
+            return False
+        if self._connection.execute(_STANDING.encode()).fetchall() != [(True,)]:
+            self._report.add("read_models", None, "readmodel.tracking", "does not say where the read models stand")
+            return False
+        return True
+
     def _comparable(self) -> set[str]:
         """The read models whose tables mean what this program means by them."""
         versions = dict(self._connection.execute(_VERSIONS).fetchall())
         ours: Sequence[Projection] = (TRANSACTIONS, BALANCES, JOBS, CALLS)
-        same = {each.name for each in ours if versions.get(each.name) == each.version}
+        same = {each.name for each in ours if versions.get(each.name, each.version) == each.version}
         self._report.skipped = [
             f"{each.name}, which another version of this program has built" for each in ours if each.name not in same
         ]
@@ -479,8 +502,9 @@ class _Audit:
     def _can_be_read(self, name: str) -> bool:
         """Whether the table is there with its columns, which somebody may have changed."""
         try:
-            self._connection.execute(f"explain {_SELECTS[name]}".encode(), [None] * _SELECTS[name].count("%s"))
-        except (errors.UndefinedTable, errors.UndefinedColumn) as problem:
+            between = 0 if name == TRANSACTIONS.name else NIL  # what kind of thing their rows are asked for by
+            self._connection.execute(f"explain {_SELECTS[name]}".encode(), [between] * _SELECTS[name].count("%s"))
+        except (errors.UndefinedTable, errors.UndefinedColumn, errors.UndefinedFunction) as problem:
             self._report.add(name, None, f"readmodel.{name}", str(problem.diag.message_primary))
             return False
         return True
@@ -507,7 +531,7 @@ class _Audit:
         try:
             event = decode(topic, state)
             category = category_of(stream)
-        except (KeyError, msgspec.DecodeError) as problem:
+        except (KeyError, TypeError, AttributeError, msgspec.DecodeError) as problem:
             report.add("every_event_can_be_read", position, stream, f"{topic}: {problem!r}")
             return None
         if category not in (CREDIT, JOB, TEAM):

@@ -20,7 +20,6 @@ from domain.statement import (
     StatementClosed,
     Totals,
     evolve_reconciliation,
-    line_key,
     tally,
 )
 from domain.streams import CREDIT, RECONCILIATION, STATEMENT, Category, decode
@@ -115,7 +114,7 @@ def _wrongly_booked(known: Reconciliation | None, booked: BillDifferenceBooked) 
     if bill is None:
         yield "is booked from a bill that nobody has imported"
         return
-    if line_key(booked.day, booked.model) in bill.booked:
+    if bill.is_booked(booked.day, booked.model):
         yield "is booked a second time"
     asked = bill.theirs_usd(booked.day, booked.model)
     if booked.theirs_usd != asked:
@@ -141,5 +140,5 @@ def _events(connection: Connection[Any], stream: str) -> Iterator[Written]:
             after = version
             try:
                 yield Written(position, digest, decode(topic, state))
-            except (KeyError, msgspec.DecodeError):
+            except (KeyError, TypeError, msgspec.DecodeError):
                 continue

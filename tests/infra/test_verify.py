@@ -224,6 +224,34 @@ def test_a_head_that_was_set_back_is_found(filled: Connection[TupleRow]) -> None
     assert (21, "added") == first_break(filled)
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        "delete from journal.head",
+        "alter table journal.head drop constraint head_only_row_check; insert into journal.head values (false, 3, '')",
+        "alter table journal.head alter hash drop not null; update journal.head set hash = null",
+        "alter table journal.head alter position drop not null; update journal.head set position = null",
+    ],
+)
+def test_a_head_that_is_gone_or_not_the_only_one_is_found(filled: Connection[TupleRow], change: str) -> None:
+    filled.execute(change.encode())
+
+    assert (EVENTS, "head") == first_break(filled)
+    filled.execute("update journal.events set state = 'x' where notification_id = 25")
+    assert (25, "hash") == first_break(filled)
+
+
+@pytest.mark.parametrize("column", ["originator_id", "originator_version", "topic", "state", "hash"])
+def test_a_column_that_was_emptied_is_found(filled: Connection[TupleRow], column: str) -> None:
+    filled.execute("alter table journal.events drop constraint events_one_version_once")
+    filled.execute(f"alter table journal.events alter {column} drop not null".encode())
+    filled.execute(f"update journal.events set {column} = null where notification_id = 25".encode())
+
+    assert (25, "hash") == first_break(filled)
+    if column == "hash":
+        assert (25, "missing") == first_break(filled, from_position=26)
+
+
 def test_a_tail_cut_off_together_with_the_head_is_found_by_what_an_auditor_noted(filled: Connection[TupleRow]) -> None:
     noted = dict([head(filled)])
     assert first_break(filled, noted=noted) is None
@@ -234,6 +262,7 @@ def test_a_tail_cut_off_together_with_the_head_is_found_by_what_an_auditor_noted
 
     assert first_break(filled) is None
     assert (EVENTS, "noted") == first_break(filled, noted=noted)
+    assert (EVENTS, "noted") == first_break(filled, noted=noted, to_position=19)
 
 
 def test_a_chain_that_was_made_anew_is_found_by_what_an_auditor_noted(filled: Connection[TupleRow]) -> None:
@@ -345,3 +374,9 @@ def test_a_snapshot_that_its_events_do_not_add_up_to_is_named(
     filled.execute("update journal.snapshots set category_version = 99 where stream = %s", [ACCOUNTS[3]])
 
     assert [ACCOUNTS[0], ACCOUNTS[2]] == verify_snapshots(filled)
+    filled.execute(
+        "update journal.events set state = 'x' where originator_id = %s and originator_version = 1", ACCOUNTS[1:2]
+    )
+    assert ACCOUNTS[:3] == verify_snapshots(filled)
+    filled.execute("delete from journal.events where originator_id = %s and originator_version = 1", ACCOUNTS[1:2])
+    assert ACCOUNTS[:3] == verify_snapshots(filled)

@@ -197,6 +197,7 @@ def test_a_journal_without_read_models_is_audited_all_the_same(database: str) ->
         owner.execute("drop schema readmodel cascade")
     report = audited(database)
     assert ([], False) == (report.findings, "balances" in report.checks)
+    assert ["read models, of which there are none"] == report.skipped
 
 
 def test_an_audit_of_a_busy_house_finds_nothing_either(owner_dsn: str, template: str) -> None:
@@ -588,6 +589,45 @@ def test_a_read_model_that_somebody_dropped_or_altered_is_named(database: str, t
     assert {(table, f"readmodel.{table}")} == {(each.check, each.subject) for each in dropped}
 
 
+@pytest.mark.parametrize(
+    "change,found",
+    [
+        ("delete from readmodel.tracking", {"read_models": "readmodel.tracking"}),
+        ("drop table readmodel.tracking", {"read_models": "readmodel.tracking"}),
+        (
+            "alter table {0} drop constraint tracking_only_row_check; insert into {0} values (false, 3)",
+            {"read_models": "readmodel.tracking"},
+        ),
+        (
+            "alter table {0} alter position drop not null; update {0} set position = null",
+            {"read_models": "readmodel.tracking"},
+        ),
+        ("drop table readmodel.definitions", {"read_models": "readmodel.definitions"}),
+        (
+            "delete from readmodel.definitions where projection = 'balances'; delete from readmodel.balances",
+            {"balances": "readmodel.definitions"},
+        ),
+        ("alter table readmodel.transactions alter position type text", {"transactions": "readmodel.transactions"}),
+    ],
+)
+def test_a_record_of_where_the_read_models_stand_is_missed(database: str, change: str, found: dict[str, str]) -> None:
+    with psycopg.connect(database) as owner:
+        owner.execute(change.format("readmodel.tracking").encode())
+    report = audited(database)
+    assert found.items() <= {(each.check, each.subject) for each in report.findings}
+    assert [] == report.skipped
+
+
+def test_functions_that_shadow_those_of_postgresql_hide_nothing(database: str) -> None:
+    with psycopg.connect(database) as owner:
+        owner.execute("update readmodel.balances set credits_used = 99")
+        owner.execute("create schema forged")
+        owner.execute("create function forged.to_regclass(text) returns regclass language sql as 'select null'")
+        name = sql.Identifier(str(conninfo_to_dict(database)["dbname"]))
+        owner.execute(sql.SQL("alter database {} set search_path = forged, pg_catalog").format(name))
+    assert {"balances"} == checks(audited(database).findings)
+
+
 def test_a_sum_that_somebody_changed_is_located_at_the_last_event_that_is_in_it(database: str, day: Day) -> None:
     lie = "update readmodel.usage_by_team set total_jobs = 77 where team_id = %s"
     [finding] = tampered(database, lie, day.team.team_id, look=audited)
@@ -740,6 +780,27 @@ def test_the_command_names_what_else_was_tampered_with(
         owner.execute(statement.format(**names).encode())
     status, told = verify("--database", database)
     assert (1, True) == (status, said.format(**names) in told), told
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        "delete from journal.head",
+        "alter table journal.head drop constraint head_only_row_check; insert into journal.head values (false, 3, '')",
+        *(
+            f"alter table journal.events drop constraint events_one_version_once, alter {column} drop not null;"
+            f"update journal.events set {column} = null where notification_id = 5"
+            for column in ("originator_id", "originator_version", "topic", "state", "hash", "notification_id")
+        ),
+    ],
+)
+def test_the_command_goes_to_its_end_where_parts_of_the_journal_are_gone(
+    database: str, verify: Verify, change: str
+) -> None:
+    with psycopg.connect(database) as owner:
+        owner.execute(change.encode())
+    status, said = verify("--database", database)
+    assert (1, True, True) == (status, said.startswith("BROKEN at position "), " events replayed, " in said)
 
 
 def test_the_command_can_leave_it_at_the_chain(database: str, day: Day, verify: Verify) -> None:
