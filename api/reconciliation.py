@@ -370,7 +370,7 @@ def _summary(provider: str, bill: Bill) -> dict[str, Any]:
         "first_day": first.isoformat(),
         "last_day": last.isoformat(),
         "lines": len(bill.lines),
-        "booked_lines": len(bill.booked),
+        "booked_lines": bill.booked_lines,
         "theirs_usd": usd6(_sum(line.theirs_usd for line in bill.lines.values())),
         "imported_at": ts(bill.imported_at),
     }

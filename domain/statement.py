@@ -134,11 +134,12 @@ class Statements(State):
 
 
 class Bill(Record):
-    """`lines`, and the differences that were booked, by `line_key`."""
+    """`lines` by `line_key`; the differences that were booked by day and model, so that the next one copies a day of
+    them and not the bill."""
 
     reference: str
     lines: dict[str, BillLine]
-    booked: dict[str, Decimal] = {}
+    booked: dict[str, dict[str, Decimal]] = {}
     imported_at: datetime
 
     @property
@@ -146,6 +147,13 @@ class Bill(Record):
         """The first and the last one that it speaks of."""
         days = [line.day for line in self.lines.values()]
         return min(days), max(days)
+
+    @property
+    def booked_lines(self) -> int:
+        return sum(map(len, self.booked.values()))
+
+    def is_booked(self, day: date, model: str) -> bool:
+        return model in self.booked.get(day.isoformat(), ())
 
     def theirs_usd(self, day: date, model: str) -> Decimal:
         """What the provider asks, which is nothing for what it does not name."""
@@ -161,8 +169,10 @@ class Reconciliation(State):
         """What was booked on top of what the calls came to, by `line_key`, whichever bill asked for it."""
         booked: dict[str, Decimal] = {}
         for bill in self.bills.values():
-            for key, difference in bill.booked.items():
-                booked[key] = add(booked.get(key, ZERO), difference)
+            for day, models in bill.booked.items():
+                for model, difference in models.items():
+                    key = f"{day} {model}"
+                    booked[key] = add(booked.get(key, ZERO), difference)
         return booked
 
 
@@ -193,7 +203,9 @@ def evolve_reconciliation(reconciliation: Reconciliation | None, event: Reconcil
         known = reconciliation.bills.get(event.reference)
         if known is None:
             return reconciliation
-        bill = replace(known, booked={**known.booked, line_key(event.day, event.model): event.difference_usd})
+        day = event.day.isoformat()
+        models = {**known.booked.get(day, {}), event.model: event.difference_usd}
+        bill = replace(known, booked={**known.booked, day: models})
     return replace(reconciliation, bills={**reconciliation.bills, event.reference: bill})
 
 
@@ -360,7 +372,7 @@ def book_differences(reconciliation: Reconciliation | None, command: BookDiffere
     events: list[Event] = []
     for key, line in agreed.items():
         theirs, ours = bill.theirs_usd(line.day, line.model), add(line.ours_usd, on_top.get(key, ZERO))
-        if key in bill.booked or theirs == ours:
+        if bill.is_booked(line.day, line.model) or theirs == ours:
             continue
         events.append(
             BillDifferenceBooked(

@@ -61,7 +61,7 @@ RECONCILIATION = _category(
     statement.ReconciliationEvent,
     statement.Reconciliation,
     statement.evolve_reconciliation,
-    version=2,
+    version=3,
 )
 
 CATEGORIES = {

@@ -5,6 +5,7 @@ from decimal import Decimal
 from typing import Any
 
 import pytest
+from msgspec.structs import replace
 
 from domain.charging import complete_job, refund_job, start_call
 from domain.credit import CreditsAdjusted, CreditsExpired
@@ -32,6 +33,7 @@ from domain.statement import (
     Totals,
     book_differences,
     close_statement,
+    evolve_reconciliation,
     import_bill,
     next_period,
     period_bounds,
@@ -269,6 +271,21 @@ def test_a_line_is_booked_once() -> None:
     story = given(imported(line())).when(book_differences, book(agreed(), agreed())).then(booked("0.50"))
     story = story.when(book_differences, book(agreed())).then_nothing()
     story.when(book_differences, book(agreed(ours="9"))).then_nothing()
+
+
+def test_a_line_that_is_booked_copies_nothing_of_other_days() -> None:
+    """Else a bill of many lines would be copied for each of them, and everybody would wait for that."""
+    before = given(imported(line(), line(SECOND)), booked("0.50")).states[Reconciliation]
+    assert isinstance(before, Reconciliation)
+    after = evolve_reconciliation(before, replace(booked("0.25"), day=SECOND))
+    one_day, both_days = (each.bills[BILL] for each in (before, after))
+    assert one_day.booked[FIRST.isoformat()] is both_days.booked[FIRST.isoformat()]
+    assert (1, 2) == (one_day.booked_lines, both_days.booked_lines)
+    assert [True, False, True] == [
+        one_day.is_booked(FIRST, "gpt"),
+        one_day.is_booked(SECOND, "gpt"),
+        both_days.is_booked(SECOND, "gpt"),
+    ]
 
 
 def test_lines_that_agree_leave_nothing_to_book() -> None:
