@@ -289,11 +289,11 @@ class Engine:
 
     async def _lead(self, connection: Connection) -> None:
         """Waits to be elected, makes the tables, then projects until the connection or an event breaks."""
+        silent = Literal(f"{SILENT_SECONDS * 1000:.0f}ms")
+        await connection.execute(SQL("set idle_session_timeout = {}").format(silent))
         while not await _is_elected(connection):
             self._follows()
             await asyncio.sleep(ELECTION_SECONDS)
-        silent = Literal(f"{SILENT_SECONDS * 1000:.0f}ms")
-        await connection.execute(SQL("set idle_session_timeout = {}").format(silent))
         behind = await set_up(connection, self._projections)
         beside = [asyncio.create_task(self._listen(), name="ears")]
         self.health.building = tuple(projection.name for projection in behind)

@@ -125,8 +125,9 @@ class Killer:
         return {pid for (pid,) in self._connection.execute(LEADERS, (engine.LEADER_LOCK,))}
 
     def idle_leaders(self) -> set[int]:
-        idle = self._connection.execute("select pid from pg_stat_activity where state = 'idle'")
-        return self.leaders() & {pid for (pid,) in idle}
+        """Who has asked for events and been told that there are none."""
+        idle = "select pid from pg_stat_activity where state = 'idle' and query like '%journal.events%'"
+        return self.leaders() & {pid for (pid,) in self._connection.execute(idle)}
 
     def close(self) -> None:
         self._connection.close()
@@ -439,7 +440,7 @@ def test_a_leader_that_hangs_gives_the_lead_back(
         connecting = await postgres.connect(database)
         async with connecting as connection, a_ledger(database) as ledger, an_engine(database):
             await reached(connection, (await open_with(ledger, 5)).position)
-            hanging = await eventually(killer.idle_leaders)  # it has nothing to do any more but to ask
+            hanging = await eventually(killer.idle_leaders)
             until(lambda: hanging.isdisjoint(killer.leaders()))  # nothing else happens on this event loop
             await reached(connection, (await ledger.carry_out(grant_credits, granting(2), ACCOUNT)).position)
 
