@@ -209,7 +209,7 @@ def test_an_audit_of_a_busy_house_finds_nothing_either(owner_dsn: str, template:
 
         def work(team: TestTeam) -> int:
             jobs = 0
-            while not done.is_set():
+            while not (jobs and done.is_set()):
                 job_id, jobs = team.job(), jobs + 1
                 team.client.post(f"/api/jobs/{job_id}/llm-call", json={**ASK, "model": alias})
                 team.client.post(f"/api/jobs/{job_id}/complete", json={"status": "completed"})
@@ -218,10 +218,12 @@ def test_an_audit_of_a_busy_house_finds_nothing_either(owner_dsn: str, template:
         with ThreadPoolExecutor() as workers:
             working = [workers.submit(work, team) for team in teams]
             try:
-                reports = [audited(dsn) for _ in range(4)]
+                reports = [audited(dsn)]
+                while len(reports) < 4 or reports[0].events == reports[-1].events:
+                    reports.append(audited(dsn))
             finally:
                 done.set()
-        assert [[]] * 4 == [report.findings for report in reports]
+        assert [[]] * len(reports) == [report.findings for report in reports]
         assert reports[0].events < reports[-1].events
         assert all(each.result() for each in working)
 
