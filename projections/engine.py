@@ -316,7 +316,7 @@ class Engine:
                         self._news.set()
                         if heard.payload == HURRY:
                             self._progress.want()
-            except AWAY as problem:
+            except Exception as problem:  # noqa: BLE001 without it, readers elsewhere wait until the leader looks by itself
                 log.warning("projections.deaf", reason=type(problem).__name__)
             await asyncio.sleep(ELECTION_SECONDS)
 

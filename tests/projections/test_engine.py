@@ -11,6 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import replace
 from functools import partial
+from itertools import count
 from typing import Any
 from uuid import uuid4
 
@@ -123,6 +124,10 @@ class Killer:
 
     def leaders(self) -> set[int]:
         return {pid for (pid,) in self._connection.execute(LEADERS, (engine.LEADER_LOCK,))}
+
+    def listeners(self) -> int:
+        listening = "datname = current_database() and query like 'listen%'"
+        return self._connection.execute(f"select from pg_stat_activity where {listening}").rowcount
 
     def idle_leaders(self) -> set[int]:
         """Who has asked for events and been told that there are none."""
@@ -426,6 +431,21 @@ def test_nothing_ends_an_engine_for_good(database: str, killer: Killer, runner: 
                 trouble.clear()
                 await reached(connection, EVENTS)
                 await eventually(lambda: leader.health.stopped_by is None)
+
+    runner(story())
+
+
+def test_nothing_makes_a_leader_deaf_for_good(database: str, killer: Killer, runner: Run) -> None:
+    connections = count(1)
+
+    async def connect() -> Connection:
+        if next(connections) == 2:  # the one that would listen
+            raise psycopg.errors.InsufficientPrivilege("permission denied to set role")
+        return await postgres.connect(database, name="engine")
+
+    async def story() -> None:
+        async with an_engine(database, connect=connect):
+            await eventually(killer.listeners)
 
     runner(story())
 
