@@ -24,7 +24,7 @@ _NAMES = {
     "tokens": ("tokens", "total_tokens"),
     "cost": ("cost", "cost_usd", "amount", "amount_usd"),
 }
-
+_COLUMNS = {name for names in _NAMES.values() for name in names}
 
 # Numbers as they were written: an amount must not become a binary fraction on its way.
 _JSON = msgspec.json.Decoder(float_hook=Decimal)
@@ -82,9 +82,13 @@ def _csv_rows(text: str) -> Iterable[Mapping[str, Any]]:
     header, _, _ = text.partition("\n")
     delimiter = max(",;\t", key=header.count)
     try:
-        rows = list(csv.DictReader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True))
+        reader = csv.DictReader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
+        names = [name.strip().lower() for name in reader.fieldnames or ()]
+        rows = list(reader)
     except csv.Error as error:
         raise Invalid(["body"], str(error), "value_error.format") from None
+    if twice := {name for name in names if name in _COLUMNS and names.count(name) > 1}:
+        raise Invalid(["body"], f"two columns are called {min(twice)}", "value_error.format")
     for number, row in enumerate(rows, 1):
         # What stands beyond the last column, perhaps behind a comma within an amount, must not get lost.
         if any(field.strip() for field in row.pop(None, ())):
@@ -95,8 +99,10 @@ def _csv_rows(text: str) -> Iterable[Mapping[str, Any]]:
 def _line(number: int, row: Mapping[str, Any]) -> BillLine:
     found: dict[str, Any] = {}
     for field, names in _NAMES.items():
-        value = next((row[name] for name in names if row.get(name) not in (None, "")), None)
-        if value is not None:
+        said = {name: row[name] for name in names if row.get(name) not in (None, "")}
+        if len(set(map(str, said.values()))) > 1:
+            raise Invalid(["body", "lines", number, field], f"{' and '.join(said)} differ", "value_error.format")
+        for value in said.values():
             found[field] = _number(value) if field == "tokens" else str(value).strip()
     try:
         line: Line = convert(found, Line)

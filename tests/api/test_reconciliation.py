@@ -183,6 +183,8 @@ def test_a_bill_may_be_written_in_several_ways(admin: httpx.Client) -> None:
         ("day,model,tokens,cost\n2026-06-01,m,1,1\n2026-06-31,m,1,1\n", ["body", "lines", 2, "day"]),
         ("day,model,tokens,cost\n2026-06-01 or so,m,1,1\n", ["body", "lines", 1, "day"]),
         ("day,model,tokens,cost\n2026-06-01,m,1,1\n2026-06-01,m,1,1,234.56\n", ["body", "lines", 2]),
+        ("day,model,tokens,cost,Cost \n2026-06-01,m,1,1,2\n", ["body"]),
+        ("day,model,cost,amount\n2026-06-01,m,1,1\n2026-06-01,m,1,2\n", ["body", "lines", 2, "cost"]),
         ("day,model,tokens,cost\n2026-06-01,m,1.5,1\n", ["body", "lines", 1, "tokens"]),
         ("day,model,tokens,cost\n2026-06-01,m,-1,1\n", ["body", "lines", 1, "tokens"]),
         ("day,model,tokens,cost\n2026-06-01,m,1,NaN\n", ["body", "lines", 1, "cost"]),
