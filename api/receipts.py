@@ -128,14 +128,13 @@ class ReceiptsController(Controller):
             caller.team_for(place.team_id)
             found = await evidence.at(connection, [place.position])
             previous = await evidence.hash_before(connection, place.position)
-        if not found:
-            raise HistoryRewritten(f"event {place.position} is gone")
+        statement = statement_of(found[0].topic, found[0].state) if found else None
+        if statement is None or msgspec.json.decode(statement).get("transaction_id") != transaction_id:
+            raise HistoryRewritten(f"event {place.position} is not this transaction")
         [event] = found
         checkpoint = await _covering(house, place.position, size)
         leaf = leaf_of(event.topic, event.state, event.hash)
         proof = await house.notary.inclusion(event.position, leaf, checkpoint)
-        statement = statement_of(event.topic, event.state)
-        assert statement is not None
         answer = ReceiptAnswer(
             transaction_id=transaction_id,
             position=event.position,

@@ -172,7 +172,12 @@ def test_there_is_no_receipt_of_a_history_that_was_rewritten_and_everybody_is_to
         with psycopg.connect(database) as owner:
             owner.execute("delete from journal.events where topic = 'CreditsGranted'")
         told.append(admin.get(receipt))
-        assert [(500, "history_rewritten")] * 5 == [code(answer) for answer in told]
+        with psycopg.connect(database) as owner:
+            owner.execute(
+                "update readmodel.transactions set position = 1 where transaction_id = %s", (entry["transaction_id"],)
+            )
+        told.append(admin.get(receipt))
+        assert [(500, "history_rewritten")] * 6 == [code(answer) for answer in told]
         assert "saas_replay_mismatches_total" in server.client().get("/metrics").text
 
 
