@@ -201,6 +201,7 @@ def document(controllers: Sequence[ControllerRouterHandler], **app: Any) -> Json
         openapi_config=OpenAPIConfig(
             title="SaaS LiteLLM API", version=VERSION, use_handler_docstrings=True, create_examples=False
         ),
+        logging_config=None,  # or it would take over the log of the process that is asked for the document
         plugins=[DecimalsAreNumbers(), NumbersFromZero(), SpecialStrings()],
         **app,
     )

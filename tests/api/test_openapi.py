@@ -1,6 +1,7 @@
 """The OpenAPI document: whole, valid, in step with what is served, and good enough for tools."""
 
 import json
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +43,14 @@ def test_the_server_serves_the_document(document: Json, admin: httpx.Client) -> 
     answer = admin.get("/openapi.json")
     assert answer.headers["content-type"] == "application/json"
     assert document == answer.json()
+
+
+def test_whoever_asks_for_the_document_leaves_the_log_as_it_is(document: Json) -> None:
+    """Its lines are one JSON object each and hide secrets, whatever the framework thinks that a log should be."""
+    root = logging.getLogger()
+    handlers, level = list(root.handlers), root.level
+    assert document == described()
+    assert (handlers, level) == (root.handlers, root.level)
 
 
 def test_every_route_is_described(document: Json) -> None:
