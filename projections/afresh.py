@@ -102,7 +102,7 @@ async def compare_rows(
     if not (await _is_so(connection, _HAS_READ_MODELS) and await _is_so(connection, _STAND_SOMEWHERE)):
         return
     if not await _is_so(connection, _MAY_MAKE_TABLES):
-        report.skipped.append("rows of read models, since no temporary tables can be made here")
+        report.skip("rows of read models, since no temporary tables can be made here")
         return
     try:
         found = await _Afresh(connection, projections, progress, report).differences()
@@ -148,18 +148,22 @@ class _Afresh:
         await self._begin()
         await self._catch_up()
         found: list[Difference] = []
-        versions = {str(name): version for name, version in await _rows(self._connection, _VERSIONS)}
         for projection in self._projections:
-            if projection.name not in versions and await self._shape("readmodel", projection.tables[0]):
+            version = await self._version(projection)
+            if version is None and await self._shape("readmodel", projection.tables[0]):
                 detail = f"does not say of which version {projection.name} is"
                 found.append(Difference(projection.name, "readmodel.definitions", None, detail))
-            elif versions.get(projection.name) != projection.version:
-                _note(self._report.skipped, f"{projection.name}, which another version of this program has built")
+            elif version != projection.version:
+                self._report.skip_version(projection.name)
                 continue
             for table in projection.tables:
                 _note(self._report.checks, table)
-                found += await self._compare(table)
+                found += await self._compare(projection, table)
         return found
+
+    async def _version(self, projection: Projection) -> int | None:
+        versions = await _rows(self._connection, _VERSIONS)
+        return next((int(version) for name, version in versions if name == projection.name), None)
 
     async def _begin(self) -> None:
         await self._connection.execute(_ENTER)
@@ -216,13 +220,16 @@ class _Afresh:
             raise CannotBeBuilt(self._position + 1, repr(problem)) from problem
         self._position = until
 
-    async def _compare(self, table: str) -> list[Difference]:
+    async def _compare(self, projection: Projection, table: str) -> list[Difference]:
         if not await self._shape("readmodel", table):
             return [Difference(table, f"readmodel.{table}", None, "the table is missing")]
         async with self._connection.transaction():
             await self._connection.execute("set transaction isolation level repeatable read")
             # Kept from here on: in a table that takes its place, most rows would be younger than this moment.
             await self._connection.execute(_KEEP.format(table=Identifier(table)))
+            if await self._version(projection) not in (None, projection.version):
+                self._report.skip_version(projection.name)  # another version has left it behind meanwhile, or built it
+                return []
             until = await self._until()
             while self._position < until:
                 await self._project(min(self._position + BATCH_EVENTS, until))

@@ -99,6 +99,14 @@ class Report:
         if len(self.findings) < MOST_FINDINGS:
             self.findings.append(Finding(check, position, subject, detail))
 
+    def skip(self, what: str) -> None:
+        """Says of something, once, that it was not looked at."""
+        if what not in self.skipped:
+            self.skipped.append(what)
+
+    def skip_version(self, name: str) -> None:
+        self.skip(f"{name}, which another version of this program has built")
+
 
 # -- the replay --------------------------------------------------------------------------------------------------------
 
@@ -476,7 +484,7 @@ class _Audit:
     def _has_read_models(self) -> bool:
         """Whether there are any, and it is on record where they stand."""
         if not self._number(_READ_MODELS):
-            self._report.skipped.append("read models, of which there are none")
+            self._report.skip("read models, of which there are none")
             return False
         missing = [name for (name,) in self._connection.execute(_MISSING).fetchall()]
         for name in missing:
@@ -489,15 +497,20 @@ class _Audit:
         return True
 
     def _comparable(self) -> set[str]:
+        """The read models that can be compared."""
+        same = self._in_place()
+        self._report.checks += sorted(same)
+        return {name for name in same if self._can_be_read(name)}
+
+    def _in_place(self) -> set[str]:
         """The read models whose tables mean what this program means by them."""
         versions = dict(self._connection.execute(_VERSIONS).fetchall())
         ours: Sequence[Projection] = (TRANSACTIONS, BALANCES, JOBS, CALLS)
         same = {each.name for each in ours if versions.get(each.name, each.version) == each.version}
-        self._report.skipped = [
-            f"{each.name}, which another version of this program has built" for each in ours if each.name not in same
-        ]
-        self._report.checks += sorted(same)
-        return {name for name in same if self._can_be_read(name)}
+        for each in ours:
+            if each.name not in same:
+                self._report.skip_version(each.name)
+        return same
 
     def _can_be_read(self, name: str) -> bool:
         """Whether the table is there with its columns, which somebody may have changed."""
@@ -569,20 +582,26 @@ class _Audit:
 
     @contextmanager
     def _as_of_one_moment(self, *tables: str) -> Iterator[None]:
-        """These tables stay for as long: in one that takes their place, most rows would be younger than the moment."""
+        """These tables stay for as long: in one that takes their place, most rows would be younger than the moment.
+
+        What another version of this program has left behind or built meanwhile is not compared any more.
+        """
         with self._connection.transaction():
             self._connection.execute("set transaction isolation level repeatable read, read only")
             for table in sorted(self._compared.intersection(tables)):
                 self._connection.execute(f"lock table readmodel.{table} in access share mode".encode())
+            self._compared &= self._in_place()
             yield
 
     def _compare_balances(self) -> int:
         """Compares at the position at which the tables stand by now, which it gives back."""
         if BALANCES.name not in self._compared:
             return 0
-        with self._as_of_one_moment(BALANCES.name):
+        with self._as_of_one_moment(BALANCES.name, TRANSACTIONS.name):
             tracked, head = self._number(_TRACKED), self._number(_HEAD)
             self._replay(tracked, head, compare=True)
+            if BALANCES.name not in self._compared:
+                return head
             rows = {row.team_id: row for row in self._rows(BalanceRecord, _BALANCES)}
         for team_id, account in self._books.accounts.items():
             self._compare("balances", tracked, team_id, BalanceRecord.of(account), rows.pop(team_id, None))

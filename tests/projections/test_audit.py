@@ -262,6 +262,35 @@ def test_an_audit_beside_a_rebuild_finds_nothing_either(
     assert ([], []) == (report.findings, report.skipped)
 
 
+@pytest.mark.parametrize(
+    "auditor,method,left_behind",
+    [
+        (_Audit, "_compare_balances", "balances"),
+        (_Audit, "_compare_balances", "jobs"),
+        (_Audit, "_compare_jobs", "jobs"),
+        (_Audit, "_look_at_receipts", "calls"),
+        (_Afresh, "_compare", "teams"),
+    ],
+)
+def test_an_audit_beside_a_deployment_compares_nothing_that_was_left_behind(
+    database: str, monkeypatch: pytest.MonkeyPatch, auditor: type[Any], method: str, left_behind: str
+) -> None:
+    ordinary = getattr(auditor, method)
+
+    def after_that(*arguments: Any, **options: Any) -> Any:
+        with psycopg.connect(database) as leader:
+            leader.execute("update readmodel.definitions set version = 0 where projection = %s", (left_behind,))
+            leader.execute(f"truncate readmodel.{left_behind}".encode())  # it knows nothing of what came since
+        return ordinary(*arguments, **options)
+
+    monkeypatch.setattr(auditor, method, after_that)
+    report = audited(database)
+    assert ([], [f"{left_behind}, which another version of this program has built"]) == (
+        report.findings,
+        report.skipped,
+    )
+
+
 # -- the journal -------------------------------------------------------------------------------------------------------
 
 
