@@ -265,6 +265,8 @@ def test_a_replay_goes_past_an_event_that_nobody_can_read_and_says_so(database: 
     with running(database) as server, server.client() as admin:
         team = make_team(server, admin, credits=5)
         admin.post("/api/credits/add", json={"team_id": team.team_id, "amount": 2})
+        # The read models have seen what is about to be damaged: they would stop before it, and reads wait for them.
+        assert 7 == admin.get("/api/credits/balance", params={"team_id": team.team_id}).json()["credits_remaining"]
         with psycopg.connect(database) as owner:
             owner.execute("alter table journal.events disable trigger user")
             [[position]] = owner.execute(
