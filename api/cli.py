@@ -17,7 +17,6 @@ from typing import Annotated, Any, NoReturn, TypeVar
 import msgspec
 import psycopg
 import typer
-from psycopg import AsyncConnection
 
 from api.auditing import NO_JOURNAL, checkpoint, verify
 from api.console import event_line, facts, progress_bar, say, say_json
@@ -244,7 +243,7 @@ def rebuild(
         give_up(f"no read model {name}; there are {', '.join(sorted(projections))}")
 
     async def build(dsn: str, progress: Callable[[int, int], None]) -> None:
-        async with await AsyncConnection.connect(dsn, autocommit=True) as connection:
+        async with await postgres.connect(dsn, name="saas-litellm rebuild") as connection:
             rebuilt = await build_again(connection, projection, progress)
         if as_json:
             say_json({"name": name, **{field: getattr(rebuilt, field) for field in rebuilt.__slots__}})

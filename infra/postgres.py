@@ -261,6 +261,11 @@ async def another(connection: AsyncConnection[Any]) -> AsyncConnection[TupleRow]
     return await connect(make_conninfo("", **info.get_parameters(), password=info.password or None))
 
 
+async def set_timeout(connection: AsyncConnection[Any], name: str, seconds: float) -> None:
+    """Set one of PostgreSQL's time-outs, for as long as the connection lives."""
+    await connection.execute("SELECT set_config(%s, %s, false)", [name, f"{seconds * 1000:.0f}ms"])
+
+
 async def _step_down(connection: AsyncConnection[TupleRow], *, statement_timeout_ms: int) -> None:
     await connection.execute(STEP_DOWN, [APP_ROLE, str(statement_timeout_ms)])
 

@@ -14,7 +14,7 @@ from datetime import UTC, datetime
 import psycopg
 import structlog
 
-from infra import metrics
+from infra import metrics, postgres
 from infra.background import cancelled
 from infra.journal import Connection
 from infra.ledger import Unavailable
@@ -30,6 +30,7 @@ OUT_OF_REACH = (
     OSError,
 )
 LONGEST_NAP_SECONDS = 5.0  # between two looks at whether the lock is still ours
+SILENT_SECONDS = 600.0  # after which PostgreSQL takes the lock from a process that hangs; no chore takes as long
 
 
 @dataclass(frozen=True)
@@ -91,6 +92,7 @@ class Scheduler:
             await asyncio.sleep(self._election_s)
 
     async def _lead(self, connection: Connection) -> None:
+        await postgres.set_timeout(connection, "idle_session_timeout", SILENT_SECONDS)
         while not await _is_elected(connection):  # noqa: ASYNC110 the database cannot wake us
             await asyncio.sleep(self._election_s)
         self.is_leading = True

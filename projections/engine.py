@@ -35,6 +35,8 @@ ELECTION_SECONDS = 1.0
 IDLE_SECONDS = 1.0
 RETRY_SECONDS = 3.0
 SILENT_SECONDS = 30.0  # after which PostgreSQL takes the lead from a process that hangs; a leader asks every second
+BATCH_SECONDS = 120.0  # the same for one that hangs within a batch, of which none takes more than a second or two
+KNOWS_TRANSACTION_TIMEOUT = 17_00_00
 FOLLOW_SECONDS = 0.003
 RING_SECONDS = 0.003
 PACE_SECONDS = 0.04  # between two batches that nobody waits for; larger batches cost less an event
@@ -289,8 +291,9 @@ class Engine:
 
     async def _lead(self, connection: Connection) -> None:
         """Waits to be elected, makes the tables, then projects until the connection or an event breaks."""
-        silent = Literal(f"{SILENT_SECONDS * 1000:.0f}ms")
-        await connection.execute(SQL("set idle_session_timeout = {}").format(silent))
+        await postgres.set_timeout(connection, "idle_session_timeout", SILENT_SECONDS)
+        if connection.info.server_version >= KNOWS_TRANSACTION_TIMEOUT:
+            await postgres.set_timeout(connection, "transaction_timeout", BATCH_SECONDS)
         while not await _is_elected(connection):
             self._follows()
             await asyncio.sleep(ELECTION_SECONDS)

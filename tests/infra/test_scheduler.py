@@ -7,14 +7,16 @@ from functools import partial
 from typing import Any
 
 import psycopg
+import pytest
 
 from infra import postgres
 from infra.ledger import Unavailable
-from infra.scheduler import Chore, Scheduler, do
-from tests.waiting import eventually
+from infra.scheduler import LEADER_LOCK, Chore, Scheduler, do
+from tests.waiting import eventually, until
 
 Run = Callable[[Coroutine[Any, Any, None]], None]
 
+HERE = "database = (select oid from pg_database where datname = current_database())"
 NOON = datetime(2026, 3, 4, 12, tzinfo=UTC)
 
 
@@ -107,12 +109,32 @@ def test_a_leader_that_lost_its_connection_leads_no_more(runner: Run, database: 
         await diary.names(1)
         async with await psycopg.AsyncConnection.connect(database, autocommit=True) as owner:
             await owner.execute(
-                "select pg_terminate_backend(pid) from pg_locks where locktype = 'advisory' and database ="
-                " (select oid from pg_database where datname = current_database())"
+                f"select pg_terminate_backend(pid) from pg_locks where locktype = 'advisory' and {HERE}"
             )
         await eventually(lambda: not alone.is_leading)
         await eventually(lambda: alone.is_leading)
         await alone.stop()
+
+    runner(story())
+
+
+def test_a_leader_that_hangs_gives_the_lead_back(runner: Run, database: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("infra.scheduler.SILENT_SECONDS", 0.5)
+    holders = f"select from pg_locks where locktype = 'advisory' and objid = {LEADER_LOCK} and granted and {HERE}"
+
+    async def story() -> None:
+        diary = Diary()
+        with psycopg.connect(database, autocommit=True) as owner:
+
+            async def hang(at: datetime) -> int:
+                if diary.entries.empty():
+                    until(lambda: owner.execute(holders).rowcount == 0)  # nothing else happens on this event loop
+                return await diary.chore("hanging").do(at)
+
+            alone = scheduler(database, Chore("hanging", 0, hang))
+            await alone.start()
+            await eventually(lambda: diary.entries.qsize() > 1)
+            await alone.stop()
 
     runner(story())
 

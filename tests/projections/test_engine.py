@@ -467,6 +467,33 @@ def test_a_leader_that_hangs_gives_the_lead_back(
     runner(story())
 
 
+def test_a_leader_that_hangs_within_a_batch_gives_the_lead_back(
+    database: str, killer: Killer, runner: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with psycopg.connect(database) as connection:
+        if connection.info.server_version < engine.KNOWS_TRANSACTION_TIMEOUT:
+            pytest.skip("this PostgreSQL has no time-out of transactions")
+    monkeypatch.setattr(engine, "BATCH_SECONDS", 0.5)
+    hung: list[set[int]] = []
+
+    def hang_once(batch: Batch) -> list[Any]:
+        if not hung:
+            hung.append(killer.leaders())
+            until(lambda: hung[0].isdisjoint(killer.leaders()))  # nothing else happens on this event loop
+            monkeypatch.setattr(engine, "BATCH_SECONDS", 60)
+        return []
+
+    async def story() -> None:
+        beside = Projection("beside", 1, (), "select 1", hang_once)
+        async with await postgres.connect(database) as connection, a_ledger(database) as ledger:
+            position = (await open_with(ledger, 5)).position
+            async with an_engine(database, (*ALL, beside)):
+                await reached(connection, position)
+        assert [1] == [len(each) for each in hung]
+
+    runner(story())
+
+
 def test_who_follows_tells_of_no_lag_of_its_own(database: str, runner: Run) -> None:
     async def story() -> None:
         async with await postgres.connect(database) as connection:
