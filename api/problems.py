@@ -213,10 +213,12 @@ def _parameters(request: Request[Any, Any, Any], error: ValidationException) -> 
 
 
 def _asked_as(request: Request[Any, Any, Any], argument: str) -> str:
-    """What clients call a parameter whose argument has another name, such as `from`."""
-    field = request.route_handler.parsed_fn_signature.parameters.get(argument)
-    name = None if field is None else getattr(field.kwarg_definition, "name", None)
-    return name or argument
+    """What clients call a parameter whose argument has another name, such as `from`, there or in a dependency."""
+    handler = request.route_handler
+    needed = (dependency.parsed_fn_signature for dependency in handler.resolve_dependencies().values())
+    fields = (signature.parameters.get(argument) for signature in (handler.parsed_fn_signature, *needed))
+    names = (getattr(field.kwarg_definition, "name", None) for field in fields if field is not None)
+    return next(filter(None, names), argument)
 
 
 def _http(_: Request[Any, Any, Any], error: HTTPException) -> Response[Any]:

@@ -159,6 +159,11 @@ def test_a_bad_parameter_is_422_with_its_place(team: TestTeam, query: str) -> No
     assert answer.json()["detail"][0]["loc"] == ["query", query.split("=", maxsplit=1)[0]]
 
 
+def test_a_page_that_is_none_is_refused_by_the_name_it_was_asked_for(admin: httpx.Client, team: TestTeam) -> None:
+    answer = admin.get(f"/api/jobs/teams/{team.team_id}", params={"page": 0})
+    assert (422, ["query", "page"]) == (answer.status_code, answer.json()["detail"][0]["loc"])
+
+
 def test_administrators_read_jobs_in_rows(admin: httpx.Client, provider: FakeProvider, team: TestTeam) -> None:
     job_id, alias = team.job(), make_alias(admin, provider)
     for _ in range(3):
