@@ -7,6 +7,8 @@ from uuid import uuid4
 import httpx
 import pytest
 
+from api.bodies import decode_body
+from api.problems import Trouble
 from tests.api.conftest import TestTeam
 
 NAMES = {
@@ -53,6 +55,14 @@ def test_a_name_that_cannot_be_printed_is_refused(admin: httpx.Client, team: Tes
         for name in UNPRINTABLE:
             refused = post(admin, path, body_for(path, team) | {field: name})
             assert (422, ["body", field]) == (refused.status_code, refused.json()["detail"][0]["loc"]), (field, name)
+
+
+def test_a_text_that_never_ends_is_soon_looked_through() -> None:
+    """It would take hours if each of its quotes were taken for the beginning of another one."""
+    with pytest.raises(Trouble, match="malformed_json"):
+        decode_body(b"[" * 101 + b'"' + rb"\"" * 5_000_000, Any)
+    with pytest.raises(Trouble, match="malformed_json"):
+        decode_body(b'["' + b"[" * 101 + rb"\"" * 5_000_000, Any)
 
 
 def test_a_complaint_tells_what_is_expected_in_words(admin: httpx.Client, team: TestTeam) -> None:
