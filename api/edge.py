@@ -76,12 +76,16 @@ class Edge:
     def _bounded(self, declared: bytes, receive: Receive) -> Receive:
         too_large = declared.isdigit() and int(declared) > self._max_body_bytes
         received = 0
+        is_whole = False
 
         async def receive_bounded() -> Any:
-            nonlocal received
+            nonlocal received, is_whole
             if too_large:
                 raise Trouble("payload_too_large")
             message: MutableMapping[str, Any] = await receive()  # type: ignore[assignment]
+            if message["type"] == "http.disconnect" and not is_whole:
+                raise Trouble("malformed_json")  # it broke off, which is no fault of ours
+            is_whole = not message.get("more_body", False)
             received += len(message.get("body", b""))
             if received > self._max_body_bytes:
                 raise Trouble("payload_too_large")

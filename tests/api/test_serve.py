@@ -114,6 +114,25 @@ def test_a_client_that_hangs_up_in_mid_stream_is_settled_for_what_it_got(
     provider.until(lambda provider: provider.disconnects["hang-after-3"] > 0)
 
 
+@pytest.mark.parametrize("body", [b"Transfer-Encoding: chunked\r\n\r\nnonsense\r\n", b"Content-Length: 9\r\n\r\n{"])
+def test_a_body_that_breaks_off_is_the_clients_fault(served: Served, body: bytes):
+    def answered(status: str) -> float:
+        return sum(
+            sample.value
+            for family in text_string_to_metric_families(get(served, "/metrics").text)
+            for sample in family.samples
+            if sample.name == "saas_http_request_seconds_count" and sample.labels["method"] == "POST"
+            if (sample.labels["route"], sample.labels["status"]) == ("/api/admin-users/login", status)
+        )
+
+    before = answered("400")
+    with socket.create_connection(("127.0.0.1", httpx.URL(served.url).port or 0), PATIENCE_SECONDS) as connection:
+        connection.sendall(b"POST /api/admin-users/login HTTP/1.1\r\nHost: here\r\n" + body)
+        connection.shutdown(socket.SHUT_WR)
+        until(lambda: answered("400") + answered("500") > before)
+    assert (before + 1, 0) == (answered("400"), answered("500"))
+
+
 def test_sigterm_settles_the_call_in_flight_and_ends_with_0(data_dir: Path, provider: FakeProvider):
     with serving(data_dir) as served, served.client() as admin, ThreadPoolExecutor() as threads:
         team = make_team(served, admin)
