@@ -40,6 +40,9 @@ _FAST = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2
 _SLOW = (0.1, 0.25, 0.5, 1.0, 2.0, 4.0, 8.0, 15.0, 30.0, 60.0, 120.0, 300.0)
 _COUNTS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
 
+# Anybody may send a method of their own making.
+_METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
+
 # Provider names come from the catalog, which admins fill in: past this many, the label says "other".
 _MOST_PROVIDERS = 64
 
@@ -142,7 +145,8 @@ _providers: set[str] = set()
 
 def request_answered(method: str, route: str, status: int, seconds: float) -> None:
     """Count an answered request; `route` is the route's template, never the path that was asked for."""
-    http_request_seconds.labels(method, route, str(status)).observe(seconds)
+    label = method if method in _METHODS else "other"
+    http_request_seconds.labels(label, route, str(status)).observe(seconds)
 
 
 def appended(*, commands: int, events: int, seconds: float) -> None:

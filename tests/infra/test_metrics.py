@@ -44,6 +44,17 @@ def test_names_carry_base_units_and_labels_carry_no_ids() -> None:
         assert {label for each in family.samples for label in each.labels} <= allowed
 
 
+def test_methods_that_nobody_knows_become_other() -> None:
+    for number in range(200):
+        metrics.request_answered(f"MADE-UP-{number}", "none", 404, 0.1)
+
+    family = next(each for each in metrics.registry.collect() if each.name == "saas_http_request_seconds")
+    methods = {each.labels["method"] for each in family.samples}
+
+    assert "other" in methods
+    assert methods <= {"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "other"}
+
+
 def test_provider_names_past_the_bound_become_other() -> None:
     for number in range(200):
         metrics.provider_answered(f"made-up-{number}", "ok", 0.1)
