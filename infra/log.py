@@ -24,7 +24,8 @@ SECRET_SHAPES = re.compile(
     r"""
       \b (?: (?: sk | rk | pk | gsk | xai | hf | ghp | whsec ) [-_] [A-Za-z0-9+/=_\-]{4,}
           | (?: AIza | AKIA ) [A-Za-z0-9_\-]{12,}
-          | eyJ [A-Za-z0-9_\-]+ \. [A-Za-z0-9_\-]+ \. [A-Za-z0-9_\-]*    # a JSON web token
+          # A JSON web token. Its head is short: else a long text of such beginnings were read to its end from each.
+          | eyJ [A-Za-z0-9_\-]{1,1024}+ \. [A-Za-z0-9_\-]+ \. [A-Za-z0-9_\-]*
           | ( [Bb]earer\  ) \S+
           )
     | ( :// ) [^\s/:@]* : [^\s/@]+ (?= @ )                            # user and password of an address

@@ -123,6 +123,14 @@ def test_ordinary_words_are_left_alone(page: Page):
     assert said == {name: line[name] for name in said}
 
 
+def test_a_long_text_of_beginnings_of_tokens_is_soon_looked_through(page: Page):
+    """It would take minutes if each of them were followed to the end of the text."""
+    said = "-eyJ" * 250_000
+    log.info("request.answered", path=said)
+
+    assert page.lines()[0]["path"] == said
+
+
 def test_a_broken_text_does_not_break_the_log(page: Page):
     log.info("call.finished", note="half a \ud800 pair")
 
