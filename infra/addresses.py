@@ -203,13 +203,14 @@ def _parsed(url: str) -> URL:
         raise BadTarget("malformed")
     try:
         parsed = URL(url)
+        host = parsed.host  # decoded here, and so the first to tell of a broken international name
     except ValueError:
         raise BadTarget("malformed") from None
     if parsed.scheme not in ("http", "https"):
         raise BadTarget("scheme")
     if _USER_INFO.match(url):
         raise BadTarget("credentials")
-    if not parsed.host:
+    if not host:
         raise BadTarget("malformed")
     return parsed
 

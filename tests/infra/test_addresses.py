@@ -141,6 +141,8 @@ def test_a_public_target_is_accepted(url: str) -> None:
         ("http://1.1.1.1/\ud800", "malformed"),
         ("http://1.1.1.1/\0", "malformed"),
         ("http://[::1/", "malformed"),
+        ("http://xn--/", "malformed"),
+        ("http://xn--a.example/", "malformed"),
         ("http://user:word@1.1.1.1/", "credentials"),
         ("http://user@1.1.1.1/", "credentials"),
         ("http://@1.1.1.1/", "credentials"),
