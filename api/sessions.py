@@ -104,8 +104,13 @@ class SessionsController(Controller):
         allowance = await house.limits.attempt(attempt)
         if not allowance.allowed:
             raise TooManyAttempts(max(1, allowance.retry_after_s))
-        user = (await the_users(house)).with_email(email)
-        password_id = await matched(house, user, data.password)
+        try:
+            user = (await the_users(house)).with_email(email)
+            password_id = await matched(house, user, data.password)
+        except Exception:
+            # Nobody looked at the password, for want of a processor or of the database: it did not fail.
+            await house.limits.withdraw(allowance.ticket)
+            raise
         if user is None or password_id is None:
             raise InvalidLogin
         caller.actor = user.user_id

@@ -110,7 +110,7 @@ _FAILURES = (RedisError, OSError, TimeoutError)
 
 
 class Ticket:
-    """What a call took, so that it can be corrected once the real number is known."""
+    """What a call or an attempt took, so that it can be corrected once more is known."""
 
     __slots__ = ("key", "settled", "start", "store", "tokens")
 
@@ -132,7 +132,7 @@ class Allowance(msgspec.Struct, frozen=True, kw_only=True):
     headers: dict[str, str] = {}
     """The x-ratelimit-* headers, without those of an unlimited kind; also for a refused call."""
     ticket: Ticket | None = None
-    """For `settle`; None when there is nothing to settle."""
+    """For `settle` or `withdraw`; None when there is nothing to settle."""
 
 
 class Limits:
@@ -204,8 +204,8 @@ class Limits:
     async def attempt(self, key: str, *, limit: int = 10, window_s: int = 900, now: float | None = None) -> Allowance:
         """Count an attempt before it is made, so that many at once cannot outrun the count.
 
-        A refused attempt is not counted. `forgive` after a success leaves only failures to be counted. The limit
-        is never divided among workers: whoever mistypes must not depend on which of them answers.
+        A refused attempt is not counted. `forgive` after a success, and `withdraw` where nobody could judge, leave only
+        failures to be counted. The limit is never divided among workers: whoever mistypes must not depend on which of them answers.
 
         Args:
             key: who attempts what, for example e-mail and address; only its digest is stored.
@@ -213,12 +213,23 @@ class Limits:
             window_s: seconds.
             now: seconds since 1970, if not the clock's.
         """
+        key, store = self._attempts(key), self._store()
         arguments = (self._milliseconds(now), window_s * 1000, 0, 1, 0, limit, 0)
         try:
-            refused, wait_ms, *_ = await self._store().run(self._attempts(key), *arguments)
+            refused, wait_ms, start, *_ = await store.run(key, *arguments)
         except _Away:
-            refused, wait_ms, *_ = await self._embedded.run(self._attempts(key), *arguments)
-        return Allowance(allowed=not refused, retry_after_s=_whole_seconds(wait_ms))
+            store = self._embedded
+            refused, wait_ms, start, *_ = await store.run(key, *arguments)
+        ticket = None if refused else Ticket(store, key, start, 0)
+        return Allowance(allowed=not refused, retry_after_s=_whole_seconds(wait_ms), ticket=ticket)
+
+    async def withdraw(self, ticket: Ticket | None, *, window_s: int = 900, now: float | None = None) -> None:
+        """Count an attempt no longer, since nobody looked at what was tried; the others stay."""
+        if ticket is None or ticket.settled:
+            return
+        ticket.settled = True
+        with contextlib.suppress(_Away):
+            await ticket.store.run(ticket.key, self._milliseconds(now), window_s * 1000, ticket.start, -1, 0, 0, 0)
 
     async def forgive(self, key: str) -> None:
         """Forget all attempts under this key, after one that succeeded."""

@@ -18,7 +18,7 @@ import msgspec
 import psycopg
 import pytest
 
-from infra.passwords import Passwords
+from infra.passwords import Passwords, PasswordsBusy
 from tests.api.conftest import Server, running, settings_for
 from tests.api.people import PASSWORD, Person, add, anybody, code, enter, log_in, set_up, unused_email
 from tests.conftest import _database_on
@@ -230,6 +230,18 @@ def test_a_flood_of_logins_is_turned_away_and_not_queued_for_ever(
         answers = list(threads.map(guess, range(100)))
     assert {(401, "invalid_login"), (503, "unavailable")} == {code(answer) for answer in answers}
     assert all(answer.headers["Retry-After"] for answer in answers if answer.status_code == 503)
+
+
+def test_a_login_that_nobody_could_look_at_has_not_failed(houses: Houses, monkeypatch: pytest.MonkeyPatch) -> None:
+    def too_many_are_waiting(*_: Any) -> None:
+        raise PasswordsBusy
+
+    user = add(houses.owner, houses.here)
+    with monkeypatch.context() as during_a_flood:
+        during_a_flood.setattr(Passwords, "verify", too_many_are_waiting)
+        for _ in range(11):
+            assert (503, "unavailable") == code(log_in(houses.here, user.email))
+    assert 200 == log_in(houses.here, user.email).status_code
 
 
 def test_a_password_counts_to_its_last_byte(houses: Houses) -> None:

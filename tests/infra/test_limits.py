@@ -446,6 +446,19 @@ def test_a_success_forgives_the_failures_before_it(store: str | None) -> None:
     assert tell(store, story) == [True] * 10 + [False]
 
 
+def test_an_attempt_that_nobody_judged_is_withdrawn_once_and_the_others_stay(store: str | None) -> None:
+    async def story(limits: Limits) -> list[bool]:
+        for after in range(9):
+            await limits.attempt("ada", now=NOON + after)
+        unjudged = await limits.attempt("ada", now=NOON + 9)
+        refused = await limits.attempt("ada", now=NOON + 10)
+        for ticket in (unjudged.ticket, unjudged.ticket, refused.ticket):
+            await limits.withdraw(ticket, now=NOON + 20)
+        return [(await limits.attempt("ada", now=NOON + 30)).allowed for _ in range(2)]
+
+    assert tell(store, story) == [True, False]
+
+
 def test_a_hundred_logins_at_once_get_ten_tries(store: str | None) -> None:
     async def story(limits: Limits) -> int:
         tries = await asyncio.gather(*(limits.attempt("ada") for _ in range(100)))
