@@ -205,7 +205,8 @@ class Limits:
         """Count an attempt before it is made, so that many at once cannot outrun the count.
 
         A refused attempt is not counted. `forgive` after a success, and `withdraw` where nobody could judge, leave only
-        failures to be counted. The limit is never divided among workers: whoever mistypes must not depend on which of them answers.
+        failures to be counted. The limit is never divided among workers: whoever mistypes must not depend on which of
+        them answers.
 
         Args:
             key: who attempts what, for example e-mail and address; only its digest is stored.
