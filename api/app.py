@@ -10,6 +10,7 @@ from typing import Any
 from litestar import Litestar, Request
 from litestar.config.cors import CORSConfig
 from litestar.di import Provide
+from litestar.exceptions import HTTPException
 from litestar.types import ASGIApp, ControllerRouterHandler
 
 from api.access_groups import AccessGroupsController
@@ -18,7 +19,7 @@ from api.admin_users import AdminUsersController
 from api.audit import AuditController
 from api.bodies import StrictBody
 from api.caller import the_caller
-from api.chat_completions import ChatCompletionsController
+from api.chat_completions import ChatCompletionsController, unrouted
 from api.chores import chores
 from api.create_and_call import CreateAndCallController
 from api.credits import CreditsController
@@ -192,7 +193,7 @@ def create_app(settings: Settings, dsn: str, *, works: bool = True) -> ASGIApp:
     app = Litestar(
         route_handlers=list(CONTROLLERS),
         lifespan=[living],
-        exception_handlers={**HANDLERS, Replay: replay},
+        exception_handlers={**HANDLERS, HTTPException: unrouted, Replay: replay},
         cors_config=CORSConfig(
             allow_origins=list(settings.cors_origins),
             allow_credentials=True,

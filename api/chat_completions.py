@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import msgspec
 from litestar import Controller, Request, Response, get, post
 from litestar.di import NamedDependency
+from litestar.exceptions import HTTPException
 from litestar.params import FromPath, HeaderParameter, JSONBody
 from litestar.types import ExceptionHandlersMap
 from msgspec import Meta
@@ -115,6 +116,13 @@ def _translated(handle: Callable[[Any, Any], Response[Any]]) -> Callable[[Reques
 
 
 ERRORS: ExceptionHandlersMap = {kind: _translated(handle) for kind, handle in HANDLERS.items()}
+
+
+def unrouted(request: Request[Any, Any, Any], error: HTTPException) -> Response[Any]:
+    """What no controller answers, such as an endpoint of OpenAI's that is none of ours, in the words of who asks."""
+    handlers = ERRORS if request.url.path.startswith("/v1/") else HANDLERS
+    return handlers[HTTPException](request, error)
+
 
 # -- endpoints ---------------------------------------------------------------------------------------------------------
 

@@ -86,7 +86,6 @@ def add_lines(lines: list[Line], entries: "Iterable[StatementEntry]") -> None:
 
 def page_of_statement(statement: "StatementAnswer", lines: list[Line], starts_at: datetime, ends_at: datetime) -> str:
     """The whole page. Whatever somebody chose is escaped."""
-    customer = statement.organization_name or statement.organization_id
     team = statement.team_alias or statement.team_id
     totals = statement.totals
     last_day = ends_at - timedelta(days=1)
@@ -99,14 +98,13 @@ def page_of_statement(statement: "StatementAnswer", lines: list[Line], starts_at
 <header><div><h1>Statement of credits</h1><p class="quiet">{starts_at:%B %Y}</p></div>
 <span class="state {statement.status}">{"Preview, not closed yet" if is_open else "Closed"}</span></header>
 <section class="parties">
-<div><small>Customer</small><p><b>{escape(customer)}</b></p>
-<p class="quiet">{escape(statement.organization_id)}</p></div>
-<div><small>Team</small><p><b>{escape(team)}</b></p><p class="quiet">{escape(statement.team_id)}</p></div>
+<div><small>Customer</small>{_named(statement.organization_name, statement.organization_id)}</div>
+<div><small>Team</small>{_named(statement.team_alias, statement.team_id)}</div>
 <div><small>Period</small><p>{_day(starts_at)} \u2013 {_day(last_day)}</p><p class="quiet">days in UTC</p></div>
 </section>
 <section class="sums">
 <div><small>Opening balance</small><b>{_whole(statement.opening_credits)}</b></div>
-<div><small>Granted and adjusted</small><b>{_signed(changes)}</b></div>
+<div><small>Granted and corrected</small><b>{_signed(changes)}</b></div>
 <div><small>Charged</small><b>{_signed(-totals.charged_credits)}</b></div>
 <div class="last"><small>Closing balance</small><b>{_whole(statement.closing_credits)}</b></div>
 </section>
@@ -122,6 +120,12 @@ def page_of_statement(statement: "StatementAnswer", lines: list[Line], starts_at
 {_footer(statement)}
 </main></body></html>
 """
+
+
+def _named(name: str | None, known_as: str) -> str:
+    """A name with the id below it, or the id alone."""
+    below = f'<p class="quiet">{escape(known_as)}</p>' if name and name != known_as else ""
+    return f"<p><b>{escape(name or known_as)}</b></p>{below}"
 
 
 def _line(line: Line) -> str:

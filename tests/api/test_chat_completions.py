@@ -217,6 +217,14 @@ def test_every_refusal_is_told_in_openais_words(
     assert all(job["status"] == "failed" for job in poor.client.get("/api/jobs").json()["jobs"])
 
 
+def test_what_is_not_there_is_told_in_openais_words_too(team: TestTeam) -> None:
+    assert (404, "not_found_error", "not_found") == error_of(team.client.post("/v1/embeddings", json={}))
+    unknown = team.client.get("/v1/chat/completions")
+    assert (405, "invalid_request_error", "method_not_allowed") == error_of(unknown)
+    assert "POST" in unknown.headers["Allow"]
+    assert "not_found" == team.client.get("/api/embeddings").json()["code"]
+
+
 @pytest.mark.parametrize(
     "body,param",
     [

@@ -202,6 +202,20 @@ def test_the_printable_page_says_it_all_and_runs_nothing(admin: httpx.Client, pa
     assert "<Development>" not in page
 
 
+def test_the_printable_page_sums_up_what_was_refunded_under_a_name_that_says_so(
+    admin: httpx.Client, past: PastTeam
+) -> None:
+    """95 here: 100 granted, 5 corrected."""
+    page = admin.get(path(past, "2026-03"), headers={"Accept": "text/html"}).text
+    assert "<small>Granted and corrected</small><b>+95</b>" in page
+
+
+def test_a_team_without_another_name_is_named_once(admin: httpx.Client, team: TestTeam) -> None:
+    period = admin.get(f"/api/reports/statements/{team.team_id}").json()["next_period"]
+    page = admin.get(f"/api/reports/statements/{team.team_id}/{period}", headers={"Accept": "text/html"}).text
+    assert 1 == page.count(f">{team.team_id}<")
+
+
 def test_only_periods_that_the_team_has_seen_have_statements(
     admin: httpx.Client, past: PastTeam, team: TestTeam
 ) -> None:
