@@ -23,6 +23,7 @@ wants in the place where it calls:
     status-<code>                 that status, with an error in OpenAI's shape
     error-in-200, error-in-stream an error where an answer was due
     html, garbage, big-<bytes>    an answer that is none, or too long
+    raw-<number>                  just the bytes that the test has given to `says`, whatever they are
     long-error, leaky-error       500 with 100,000 characters; 500 with keys and addresses in it
 
 Like the real ones it sends usage with a stream only if `stream_options.include_usage` asks for it.
@@ -86,6 +87,7 @@ class FakeProvider:
         self.requests: deque[Seen] = deque(maxlen=keep)
         self.calls: Counter[str] = Counter()
         self.disconnects: Counter[str] = Counter()
+        self._said: list[bytes] = []
         self.url = ""
         self._port = port
         self._keep = keep
@@ -150,6 +152,11 @@ class FakeProvider:
         """Goes on with what is held, now and from now on."""
         self._let_go.add(model)
 
+    def says(self, answer: bytes) -> str:
+        """The model that answers with just these bytes."""
+        self._said.append(answer)
+        return f"raw-{len(self._said) - 1}"
+
     # -- answering ------------------------------------------------------------------------------
 
     async def _answer(self, request: web.Request) -> web.StreamResponse:
@@ -203,6 +210,8 @@ class FakeProvider:
             case ["garbage"]:
                 text = 'data: {"choices": [\n\n' if ask.stream else '{"choices": ['
                 return web.Response(text=text, content_type=kind(ask))
+            case ["raw", int(number)]:
+                return web.Response(body=self._said[number], content_type=kind(ask))
             case ["big", int(size)]:
                 return web.Response(body=b" " * size, content_type=kind(ask))
             case _:

@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import ipaddress
 import json
+import re
 import ssl
 import time
 import urllib.request
@@ -45,6 +46,7 @@ CONNECT_TIMEOUT_S: Final = 10.0
 # written into one that is just being closed: a POST cannot be repeated without asking who has been billed.
 KEEPALIVE_S: Final = 4.0
 END_S = 0.2  # for the end of a body behind the end of its answer
+UNREADABLE: Final = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)  # as JSON; the last one nests too deeply
 
 
 class OpenAIWire:
@@ -259,7 +261,7 @@ async def _error_text(response: aiohttp.ClientResponse) -> str:
             break
     try:
         said = msgspec.json.decode(bytes(body))
-    except msgspec.DecodeError:
+    except UNREADABLE:
         said = None
     return _words(said) or body.decode(errors="replace") or response.reason or "no explanation"
 
@@ -308,6 +310,25 @@ class _Answer(msgspec.Struct):
 
 _ANSWER: Final = msgspec.json.Decoder(_Answer)
 
+# Escapes; among them half of a surrogate pair, without its other half: a letter that somebody has cut in two.
+_HALF_LETTERS: Final = re.compile(
+    rb"\\(?:u[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2}|u(?P<half>[dD][89a-fA-F][0-9a-fA-F]{2})|.)",
+    re.DOTALL,
+)
+
+
+def _read_answer(data: bytes) -> _Answer:
+    try:
+        return _ANSWER.decode(data)
+    except msgspec.DecodeError:
+        if b"\\u" not in data:
+            raise
+        return _ANSWER.decode(_HALF_LETTERS.sub(_whole_letter, data))
+
+
+def _whole_letter(escape: re.Match[bytes]) -> bytes:
+    return escape[0] if escape["half"] is None else rb"\ufffd"
+
 
 def _decode(data: bytes, key: str | None) -> _Answer:
     """A whole answer or one chunk.
@@ -316,8 +337,8 @@ def _decode(data: bytes, key: str | None) -> _Answer:
         ProviderFailure: it is neither, or it is an error sent with status 200.
     """
     try:
-        answer = _ANSWER.decode(data)
-    except msgspec.DecodeError as error:
+        answer = _read_answer(data)
+    except UNREADABLE as error:
         raise broken(f"not an answer ({error}): {data[:200].decode(errors='replace')}", key) from None
     if answer.error:
         code = answer.error.get("code") if isinstance(answer.error, dict) else None

@@ -180,6 +180,20 @@ def text_of(content: Any) -> str:
     return ""
 
 
+def speakable(said: Any) -> Any:
+    """What a provider said, strings within objects as well, as UTF-8 can write it: half of a surrogate pair (a letter
+    cut in two, somewhere between UTF-16 and us) is U+FFFD."""
+    match said:
+        case str():
+            return said if said.isascii() else said.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+        case list():
+            return [speakable(each) for each in said]
+        case dict():
+            return {speakable(name): speakable(each) for name, each in said.items()}
+        case _:
+            return said
+
+
 def tokens_used(prompt_tokens: Any, completion_tokens: Any) -> Usage | None:
     """Both counts, or None when the provider left one out or sent nonsense: then we count ourselves."""
     if _is_count(prompt_tokens) and _is_count(completion_tokens):

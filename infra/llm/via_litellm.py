@@ -37,6 +37,7 @@ from infra.llm.shapes import (
     broken,
     failure,
     finish_reason,
+    speakable,
     text_of,
     tokens_used,
     without_secrets,
@@ -100,7 +101,7 @@ class ViaLiteLLM:
             raise broken("an answer without choices")
         choice = answer.choices[0]
         return Completion(
-            content=text_of(choice.message.content),
+            content=speakable(text_of(choice.message.content)),
             tool_calls=_plain(choice.message.tool_calls),
             logprobs=_plain_one(getattr(choice, "logprobs", None)),
             finish_reason=finish_reason(choice.finish_reason) or "stop",
@@ -322,7 +323,7 @@ def _chunk(answer: Any) -> Chunk | None:
         return None
     choice = answer.choices[0]
     chunk = Chunk(
-        content=text_of(choice.delta.content) or None,
+        content=speakable(text_of(choice.delta.content)) or None,
         tool_calls=_plain(choice.delta.tool_calls),
         logprobs=_plain_one(getattr(choice, "logprobs", None)),
         finish_reason=finish_reason(choice.finish_reason),
@@ -336,7 +337,7 @@ def _plain(calls: Any) -> list[dict[str, Any]] | None:
 
 def _plain_one(value: Any) -> dict[str, Any] | None:
     """A pydantic object as JSON would show it."""
-    if value is None or isinstance(value, dict):
-        return value
-    plain: dict[str, Any] = value.model_dump(exclude_none=True)
+    if value is None:
+        return None
+    plain: dict[str, Any] = speakable(value if isinstance(value, dict) else value.model_dump(exclude_none=True))
     return plain

@@ -24,7 +24,7 @@ from infra.llm import ChatRequest, Chunk, Completion, Models, ProviderFailure, T
 from infra.llm.echo import last_words
 from infra.llm.openai_wire import KEEPALIVE_S
 from infra.llm.providers import LEAN
-from tests.provider import HELLO, FakeProvider
+from tests.provider import HELLO, FakeProvider, event, pieces, whole
 
 # LiteLLM's dependencies warn as they like; none of it is ours.
 pytestmark = pytest.mark.filterwarnings("ignore:::pydantic", "ignore::DeprecationWarning", "ignore::ResourceWarning")
@@ -359,6 +359,34 @@ def test_an_answer_that_is_none_is_a_failure(talk: Talk, model: str) -> None:
 def test_a_stream_that_is_none_is_a_failure(talk: Talk, model: str) -> None:
     before, failure = talk.stream_failure(model)
     assert ("", "error", True) == (before, failure.outcome, failure.falls_back)
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [whole("gpt-ok", "").replace(b"Hello", b"Hell\xff"), b'{"a":' * 5000 + b"1" + b"}" * 5000],
+    ids=["not UTF-8", "too deep"],
+)
+def test_an_answer_that_nobody_can_read_is_a_failure(talk: Talk, answer: bytes) -> None:
+    model = talk.provider.says(answer)
+    assert ("error", None, True) == verdict(talk.whole_failure(model))
+    model = talk.provider.says(b"data: " + answer + b"\n\n")
+    before, failure = talk.stream_failure(model)
+    assert ("", "error", True) == (before, failure.outcome, failure.falls_back)
+
+
+def test_a_letter_that_was_cut_in_two_is_replaced_and_the_others_stay(talk: Talk) -> None:
+    model = talk.provider.says(whole("gpt-ok", "").replace(b"Hello", rb"\ud83d\ude00 \ud83d \\ud83d \u00fc"))
+    assert HELLO.replace("Hello", "😀 \ufffd \\ud83d ü") == talk.ask(model).content
+    model = talk.provider.says(whole("tools", "").replace(b"Oslo", rb"\ude00"))
+    assert [{"city": "\ufffd"}] == [
+        json.loads(tool["function"]["arguments"]) for tool in talk.ask(model).tool_calls or ()
+    ]
+    halves = (
+        event("m", {"content": "?"}).replace(b"?", rb"\ud83d"),
+        event("m", {"content": "?"}).replace(b"?", rb"\ude00"),
+    )
+    model = talk.provider.says(b"".join((*halves, *pieces("gpt-ok", "", True))))
+    assert "\ufffd\ufffd" + HELLO == text(talk.stream(model))
 
 
 def test_nobody_there_is_a_failure(talk: Talk) -> None:
