@@ -42,8 +42,6 @@ log = structlog.get_logger()
 SETTLE_RETRY_SECONDS = 1.0
 SETTLE_RETRIES = 600
 KEEP_ALIVE_SECONDS = 15.0
-CLIENT_PATIENCE_SECONDS = 60.0
-QUEUED_CHUNKS = 256  # a slow client holds back its provider beyond these, and nobody else
 
 
 # -- the request -------------------------------------------------------------------------------------------------------
@@ -459,7 +457,9 @@ class Relay:
         self.call = call
         self._replayed = replayed
         self._drain = drain
-        self._queue: asyncio.Queue[Piece | Ended] = asyncio.Queue(QUEUED_CHUNKS)
+        # Without a limit: a provider that is held back runs into its time-out, and a slow client would have its answer
+        # for nothing. What waits here is kept below all the same.
+        self._queue: asyncio.Queue[Piece | Ended] = asyncio.Queue()
         self._client_left = False
         self._texts: list[str] = []
         self._tool_calls: list[dict[str, Any]] = []
@@ -504,7 +504,7 @@ class Relay:
             ended = Ended(trouble=Trouble("internal_error"))
         await self._end_claim(ended)
         if not self._client_left:
-            await self._put(ended)
+            self._queue.put_nowait(ended)
         return ended
 
     async def _run(self) -> Ended:
@@ -529,26 +529,16 @@ class Relay:
         else:
             await claim.end(503, b"")
 
-    async def _put(self, piece: Piece | Ended) -> None:
-        """Hands a piece to the client; one that takes nothing for long has left without saying so."""
-        try:
-            self._queue.put_nowait(piece)
-        except asyncio.QueueFull:
-            try:
-                async with asyncio.timeout(CLIENT_PATIENCE_SECONDS):
-                    await self._queue.put(piece)
-            except TimeoutError:
-                self._leave()
-
     async def _ask_targets(self) -> bool:
         """Asks the targets until one answers to its end. Once text has reached the client there is no other."""
         for index in range(len(self.call.started.targets)):
             self._target = index
+            self._usage = self._finish_reason = None  # what the one before said of itself, it said of no answer
             try:
                 chunks = self.call.house.models.stream(await _reach(self.call, index), self.call.request)
                 async with contextlib.aclosing(chunks):
                     async for chunk in chunks:
-                        await self._pass_on(chunk)
+                        self._pass_on(chunk)
             except ProviderFailure as failure:
                 _note(self.call, index, failure)
                 if self._texts or not failure.falls_back:
@@ -557,7 +547,7 @@ class Relay:
                 return True
         return False
 
-    async def _pass_on(self, chunk: Chunk) -> None:
+    def _pass_on(self, chunk: Chunk) -> None:
         self._usage = chunk.usage or self._usage
         self._finish_reason = chunk.finish_reason or self._finish_reason
         if not chunk.content and not chunk.tool_calls:
@@ -565,7 +555,7 @@ class Relay:
         self._texts.append(chunk.content or "")
         self._tool_calls += chunk.tool_calls or ()
         if not self._client_left:
-            await self._put(Piece(chunk.content or None, chunk.tool_calls))
+            self._queue.put_nowait(Piece(chunk.content or None, chunk.tool_calls))
 
     async def _finish(self, *, partial: bool) -> Ended:
         call = self.call

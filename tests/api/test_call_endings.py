@@ -1,6 +1,7 @@
 """How a call ends for whoever listens, when something else has ended before it or went wrong at the end."""
 
 import json
+import socket
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -11,7 +12,7 @@ import httpx
 import pytest
 
 from api import calling, jobs
-from tests.api.conftest import TestTeam, make_alias
+from tests.api.conftest import Server, TestTeam, make_alias
 from tests.api.people import code
 from tests.provider import FakeProvider
 from tests.waiting import until
@@ -83,6 +84,24 @@ def test_a_client_that_hangs_up_has_its_job_completed_and_charged(
         ended["calls"][0]["partial"],
         ended["calls"][0]["finish_reason"],
     )
+
+
+def test_a_client_that_reads_nothing_holds_back_no_provider_and_pays(
+    server: Server, admin: httpx.Client, provider: FakeProvider, team: TestTeam
+) -> None:
+    words = 30_000  # more than all that lies between us and a client that does not read
+    body = json.dumps({**whole_job(team, make_alias(admin, provider, f"stream-{words}-0"))}).encode()
+    with socket.socket() as client:
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        client.connect((httpx.URL(server.url).host, httpx.URL(server.url).port))
+        head = f"POST /api/jobs/create-and-call-stream HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {team.key}\r\n"
+        client.sendall(f"{head}Connection: close\r\nContent-Length: {len(body)}\r\n\r\n".encode() + body)
+        ended = until(lambda: team.client.get("/api/jobs", params={"status": "completed"}).json()["jobs"])
+        with client.makefile("rb") as answer:
+            said = answer.read()
+    assert (1, words + 5) == (ended[0]["credits_charged"], ended[0]["costs"]["total_tokens"])
+    assert words == said.count(b'"content":"w') / 2  # beside the choices, and in them
+    assert b"data: [DONE]" in said
 
 
 def test_a_call_that_runs_while_its_team_is_suspended_is_finished_and_charged(

@@ -7,7 +7,7 @@ import httpx
 import pytest
 
 from tests.api.conftest import Server, TestTeam, make_alias, make_team, running
-from tests.provider import HELLO, FakeProvider
+from tests.provider import HELLO, FakeProvider, event
 
 HI = [{"role": "user", "content": "hi"}]
 
@@ -153,6 +153,25 @@ def test_a_stream_falls_back_until_its_first_text(server: Server, admin: httpx.C
     for text, _ in texts.values():
         assert text.endswith("data: [DONE]\n\n")
         assert "openai" not in text
+
+
+def test_what_a_member_said_of_itself_before_it_broke_is_not_billed_for_the_next(
+    server: Server, admin: httpx.Client, provider: FakeProvider
+) -> None:
+    usage = {"prompt_tokens": 1_000_000, "completion_tokens": 999_999}
+    breaks = make_alias(admin, provider, provider.says(event("m", None, usage=usage)))
+    name = group(admin, breaks, make_alias(admin, provider, "no-usage"))
+    team = make_team(server, admin, model_groups=[name])
+    job = team.job()
+    answer = team.client.post(f"/api/jobs/{job}/llm-call-stream", json={"model": name, "messages": HI})
+    assert answer.text.endswith("data: [DONE]\n\n")
+    made = recorded(admin, job)
+    assert ("completed", ["error", "ok"], True) == (
+        made["status"],
+        [each["outcome"] for each in made["attempts"]],
+        made["usage_estimated"],
+    )
+    assert 100 > made["tokens"]
 
 
 def test_the_price_is_that_of_the_member_that_answered(
