@@ -49,6 +49,8 @@ async def limited(request: Request[Any, Any, Any]) -> None:
     prompt_tokens = await estimate_prompt(house, team, body)
     settings = house.settings
     output_tokens = body.get("max_tokens") or body.get("max_completion_tokens")
+    if isinstance(output_tokens, float) and output_tokens.is_integer():  # 100.0 is a whole number too
+        output_tokens = int(output_tokens)
     output_tokens = output_tokens if isinstance(output_tokens, int) else settings.default_output_tokens
     allowance = await house.limits.take(
         team.team_id,

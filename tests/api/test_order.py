@@ -89,6 +89,18 @@ def test_what_is_refused_later_counts_as_a_request_and_its_tokens_come_back(
     assert (200, "6", True) == left(url, json={**ask, "model": make_alias(admin, provider)})
 
 
+def test_tokens_are_taken_before_the_call_however_their_number_is_written(
+    server: Server, admin: httpx.Client, provider: FakeProvider
+) -> None:
+    for number in (400, 400.0):
+        team = make_team(server, admin, tpm_limit=1000)
+        ask = {"messages": [{"role": "user", "content": "Hello"}], "max_tokens": number}
+        answer = team.client.post(
+            f"/api/jobs/{team.job()}/llm-call", json={**ask, "model": make_alias(admin, provider)}
+        )
+        assert 500 < int(answer.headers["x-ratelimit-remaining-tokens"]) < 600
+
+
 @pytest.mark.parametrize("status", ["suspend", "pause"])
 def test_an_administrator_ends_the_jobs_of_a_team_that_may_not_act(
     admin: httpx.Client, team: TestTeam, status: str
