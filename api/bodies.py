@@ -28,6 +28,9 @@ from domain.team import RefillPeriod
 # is also true before a line feed at the end.)
 NO_CONTROL = r"^[^\x00-\x1f\x7f\ufffd]*$(?!\n)"
 NO_SLASH = r"^[^/\x00-\x1f\x7f\ufffd]*$(?!\n)"
+# Two ids of teams would be hidden behind paths of their own.
+TEAM_ID = r"^(?!(?:create|verify)$)[^/\x00-\x1f\x7f\ufffd]*$(?!\n)"
+VISIBLE = r"^[\x21-\x7e]*$(?!\n)"
 EMAIL = r"^[^@\s\x00-\x1f\x7f\ufffd]+@[^@\s\x00-\x1f\x7f\ufffd]+$(?!\n)"
 # What a complaint says instead of the expression.
 _IN_WORDS = {
@@ -35,6 +38,8 @@ _IN_WORDS = {
     for pattern, words in (
         (NO_CONTROL, "Expected text without control characters"),
         (NO_SLASH, "Expected text without slashes and control characters"),
+        (TEAM_ID, "Expected text without slashes and control characters, neither create nor verify"),
+        (VISIBLE, "Expected visible ASCII characters without spaces"),
         (EMAIL, "Expected an e-mail address"),
     )
 }

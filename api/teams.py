@@ -16,6 +16,8 @@ from msgspec import UNSET, Meta, UnsetType
 from api.answers import number, reply, ts, usd6
 from api.bodies import (
     ID,
+    TEAM_ID,
+    VISIBLE,
     BudgetModeName,
     ChargePolicyName,
     Credits,
@@ -70,11 +72,8 @@ from projections.usage import Totals
 ORPHANS_AT_ONCE = 100
 POST_OR_PUT = (HttpMethod.POST, HttpMethod.PUT)
 
-# Two ids would be hidden behind paths of their own.
-TeamId = Annotated[
-    str, Meta(min_length=1, max_length=255, pattern=r"^(?!(?:create|verify)$)[^/\x00-\x1f\x7f\ufffd]*$(?!\n)")
-]
-ChosenKey = Annotated[str, Meta(min_length=7, max_length=255, pattern=r"^[\x21-\x7e]*$(?!\n)")]
+TeamId = Annotated[str, Meta(min_length=1, max_length=255, pattern=TEAM_ID)]
+ChosenKey = Annotated[str, Meta(min_length=7, max_length=255, pattern=VISIBLE)]
 PerMinute = Annotated[int, Meta(ge=0, le=1_000_000_000_000)]
 Groups = Annotated[list[Name200], Meta(max_length=1000)]
 

@@ -73,6 +73,10 @@ def test_a_complaint_tells_what_is_expected_in_words(admin: httpx.Client, team: 
     assert without_slashes == complaint("/api/organizations/create", organization_id="a/b")
     assert without_slashes == complaint("/api/model-groups/create", group_name="a/b")
     assert "Expected text without control characters" == complaint("/api/jobs/create", job_type="a\n")
+    for team_id in ("create", "a/b"):
+        assert f"{without_slashes}, neither create nor verify" == complaint("/api/teams/create", team_id=team_id)
+    for key in ("a key of ours", "schlüssel"):
+        assert "Expected visible ASCII characters without spaces" == complaint("/api/teams/create", virtual_key=key)
 
 
 def test_in_free_text_it_is_replaced(admin: httpx.Client, team: TestTeam) -> None:
