@@ -30,7 +30,8 @@ def errors() -> str:
 
 Every refusal is `{{"detail": ..., "code": ...}}` with the status of its code. `code` is stable: programs decide by it;
 `detail` is for people. Facts, such as `credits_needed` or `resource`, are further fields beside them. For
-`validation_error` the detail is a list of `{{"loc": [...], "msg": ..., "type": ...}}`, one for each wrong place.
+`validation_error` the detail is a list of `{{"loc": [...], "msg": ..., "type": ...}}`: the first wrong place of a
+body, or each wrong parameter.
 Under `/v1` it is all said in OpenAI's words: `{{"error": {{"message": ..., "type": ..., "param": ..., "code": ...}}}}`.
 
 409, 429 and 503 carry `Retry-After` in seconds: how long it really takes where that is known, otherwise {waits}.
