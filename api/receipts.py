@@ -20,7 +20,7 @@ from api.jobs import uuid_of
 from api.listing import MOST_OFFSET
 from api.problems import Invalid
 from api.shapes import Timestamp, Uuid
-from domain.errors import NotFound
+from domain.errors import Forbidden, NotFound
 from infra.receipts import Checkpoint, HistoryRewritten, leaf_of, statement_of
 from projections import evidence
 
@@ -125,7 +125,8 @@ class ReceiptsController(Controller):
             place = await evidence.place_of_transaction(connection, transaction_id)
             if place is None:
                 raise NotFound("transaction")
-            caller.team_for(place.team_id)
+            if caller.team_id not in (None, place.team_id):
+                raise Forbidden(caller.team_id)
             found = await evidence.at(connection, [place.position])
             previous = await evidence.hash_before(connection, place.position)
         statement = statement_of(found[0].topic, found[0].state) if found else None

@@ -104,7 +104,9 @@ def test_a_receipt_of_another_ledger_proves_nothing(admin: httpx.Client, charged
 
 
 def test_nobody_gets_the_receipt_of_another_team(team: TestTeam, charged: tuple[TestTeam, str]) -> None:
-    assert (403, "forbidden") == code(team.client.get(f"/api/audit/receipts/{charged[1]}"))
+    refused = team.client.get(f"/api/audit/receipts/{charged[1]}")
+    assert (403, "forbidden") == code(refused)
+    assert team.team_id == refused.json()["team_id"], "nor learns whose it is"
 
 
 @pytest.mark.parametrize("transaction_id", ["nonsense", "00000000-0000-4000-8000-000000000000"])
