@@ -4,7 +4,7 @@ import csv
 import io
 from collections.abc import Iterable, Mapping
 from datetime import datetime
-from decimal import Decimal
+from decimal import Decimal, InvalidOperation
 from typing import Annotated, Any
 
 import msgspec
@@ -26,8 +26,16 @@ _NAMES = {
 }
 _COLUMNS = {name for names in _NAMES.values() for name in names}
 
-# Numbers as they were written: an amount must not become a binary fraction on its way.
-_JSON = msgspec.json.Decoder(float_hook=Decimal)
+
+def _as_written(number: str) -> Decimal:
+    """An amount must not become a binary fraction on its way. One that no decimal can be is no number."""
+    try:
+        return Decimal(number)
+    except InvalidOperation:
+        return Decimal("NaN")
+
+
+_JSON = msgspec.json.Decoder(float_hook=_as_written)
 
 
 class Line(msgspec.Struct, kw_only=True):
@@ -121,7 +129,7 @@ def _line(number: int, row: Mapping[str, Any]) -> BillLine:
 
 def _is_amount(cost: Decimal) -> bool:
     """Whether its digits, and those of a sum with others, are so few that tables hold them; it may be negative."""
-    if not cost.is_finite() or abs(cost) > MAX_AMOUNT:
+    if not cost.is_finite() or cost.copy_abs() > MAX_AMOUNT:  # abs() itself overflows
         return False
     return len(cost.as_tuple().digits) <= MAX_DIGITS and abs(cost.adjusted()) <= MAX_DIGITS
 
