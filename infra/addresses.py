@@ -106,19 +106,15 @@ async def check_url(url: str, allow_private: bool = False) -> None:
     parsed = _parsed(url)
     if allow_private:
         return
-    # The same resolver as at delivery, so that both judge alike.
-    resolver = PublicResolver()
     try:
         if _is_literal(str(parsed.host)):
             _require_public(str(parsed.host))
         else:
-            await resolver.resolve(str(parsed.raw_host), parsed.port or 0)
+            await _AT_REGISTRATION.resolve(str(parsed.raw_host), parsed.port or 0)
     except PrivateAddress:
         raise BadTarget("private") from None
     except OSError:
         raise BadTarget("unresolvable") from None
-    finally:
-        await resolver.close()
 
 
 class PublicResolver(AbstractResolver):
@@ -165,6 +161,11 @@ class PublicResolver(AbstractResolver):
         if not found:
             raise OSError(f"no address: {host}")
         return found
+
+
+# A resolver as at delivery, so that both judge alike. One for all who register: a lookup that was given up goes on in
+# its thread, so that threads of each request's own would have no end. Deliveries do not wait for these.
+_AT_REGISTRATION: Final = PublicResolver()
 
 
 def public_connector(**options: Any) -> TCPConnector:

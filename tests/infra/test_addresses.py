@@ -2,6 +2,7 @@
 
 import asyncio
 import socket
+import threading
 from typing import Any
 
 import aiohttp
@@ -10,6 +11,7 @@ from aiohttp.abc import AbstractResolver, ResolveResult
 from hypothesis import given
 from hypothesis import strategies as st
 
+from infra import addresses
 from infra.addresses import (
     BadTarget,
     PrivateAddress,
@@ -20,6 +22,7 @@ from infra.addresses import (
     public_connector,
     was_private,
 )
+from tests.waiting import PATIENCE_SECONDS
 
 PUBLIC = "93.184.215.14"
 
@@ -257,6 +260,28 @@ def test_the_server_would_have_been_reached_without_the_rule() -> None:
             return server.visitors
 
     assert asyncio.run(story()) == 1
+
+
+def test_names_that_nobody_resolves_take_no_more_threads_than_there_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    known = threading.Event()
+
+    def look_up(*_: object, **__: object) -> list[Any]:
+        known.wait(PATIENCE_SECONDS)
+        raise socket.gaierror
+
+    async def story() -> set[str]:
+        checks = (check_url(f"http://slow-{number}.example/") for number in range(400))
+        outcomes = await asyncio.gather(*checks, return_exceptions=True)
+        return {outcome.reason for outcome in outcomes if isinstance(outcome, BadTarget)}
+
+    monkeypatch.setattr(socket, "getaddrinfo", look_up)
+    monkeypatch.setattr(addresses, "_LOOKUP_S", 0.1)
+    try:
+        assert {"unresolvable"} == asyncio.run(story())
+        lookups = [thread for thread in threading.enumerate() if thread.name.startswith("lookup")]
+        assert 1 <= len(lookups) <= 256
+    finally:
+        known.set()
 
 
 @pytest.fixture
