@@ -199,6 +199,8 @@ async def start(caller: Caller, job_id: str, asked: Question, *, streaming: bool
         THE_CATALOG,
     )
     started = next(event for event in outcome.events if isinstance(event, CallStarted))
+    if caller.claim is not None and len(started.targets) > 1:
+        await caller.claim.hold_for(started.deadline - started.at)
     return Call(house, caller, started, asked.request, admission, require_team(outcome.states[2]).keep_prompts)
 
 

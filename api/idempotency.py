@@ -80,6 +80,10 @@ where claim_id = %(claim_id)s and state = 'claimed'
 
 _BEGIN = "update app.idempotency set has_written = true where claim_id = %s and state = 'claimed'"
 
+_EXTEND = """
+update app.idempotency set lease_until = greatest(lease_until, now() + %s) where claim_id = %s and state = 'claimed'
+"""
+
 _RELEASE = "delete from app.idempotency where claim_id = %(claim_id)s and state = 'claimed'"
 
 
@@ -119,6 +123,15 @@ class Claim:
         if not begun.rowcount:
             raise ClaimLost
         self.has_begun = True
+
+    async def hold_for(self, longest: timedelta) -> None:
+        """Keeps the key for a request that may take longer than others; if the database is away just now, as long as
+        for these."""
+        try:
+            async with self.house.pool.connection() as connection:
+                await connection.execute(_EXTEND, (longest, self.claim_id))
+        except AWAY as problem:
+            log.warning("claim.not_extended", reason=type(problem).__name__)
 
     def receipt(self, answer: Any, *, status: int, is_secret: bool) -> Receipt:
         """Keeps the answer with the events. `answer` makes its body from the outcome."""
@@ -205,7 +218,8 @@ async def claim(request: Request[Any, Any, Any], house: House, actor: str) -> Cl
 
 
 def lease(house: House) -> timedelta:
-    """How long a request may take; afterwards nobody can be carrying it out."""
+    """How long a request may take; afterwards nobody can be carrying it out. (One that may ask several models after
+    each other says how much longer, when it knows.)"""
     return timedelta(seconds=house.settings.llm_timeout_seconds + LEASE_MARGIN_SECONDS)
 
 

@@ -8,7 +8,8 @@ import httpx
 import psycopg
 import pytest
 
-from tests.api.conftest import Server, TestTeam, make_alias, make_team, running
+from api import idempotency
+from tests.api.conftest import Server, TestTeam, make_alias, make_team, running, settings_for
 from tests.provider import FakeProvider
 from tests.waiting import until
 
@@ -227,3 +228,32 @@ def test_an_answer_does_not_wait_for_a_claim_that_cannot_be_ended(database: str)
         assert admin.post("/api/organizations/create", json={}, headers=headers).status_code == 409
         _execute(server, "drop trigger shut_down on app.idempotency")
         until(lambda: admin.post("/api/organizations/create", json={}, headers=headers).status_code == 422)
+
+
+@pytest.mark.parametrize("path", ["create-and-call", "create-and-call-stream"])
+def test_a_key_is_held_for_as_long_as_all_models_of_a_group_may_take(
+    server: Server, admin: httpx.Client, provider: FakeProvider, monkeypatch: pytest.MonkeyPatch, path: str
+) -> None:
+    name, held = f"group-{uuid4().hex[:8]}", f"held-{uuid4().hex}"
+    members = [make_alias(admin, provider, held), make_alias(admin, provider)]
+    admin.post("/api/model-groups/create", json={"group_name": name, "models": members})
+    team, headers = make_team(server, admin, model_groups=[name]), key()
+    body = {**ASK, "team_id": team.team_id, "job_type": "one", "model": name}
+
+    def ask() -> httpx.Response:
+        return team.client.post(f"/api/jobs/{path}", json=body, headers=headers)
+
+    # As if the time of a single model were over already.
+    monkeypatch.setattr(idempotency, "LEASE_MARGIN_SECONDS", -settings_for(server.dsn).llm_timeout_seconds)
+    with ThreadPoolExecutor(1) as thread:
+        first = thread.submit(ask)
+        try:
+            until(lambda: provider.calls[held])
+            again = ask()
+        finally:
+            provider.let_go(held)
+        assert (409, "idempotency_in_flight") == (again.status_code, again.json()["code"])
+        assert 200 == first.result().status_code
+    assert "true" == ask().headers["Idempotent-Replayed"]
+    assert 1 == provider.calls[held]
+    assert 99 == team.client.get("/api/credits/balance").json()["credits_remaining"]
