@@ -22,6 +22,7 @@ from litestar.types import ControllerRouterHandler
 from litestar.typing import FieldDefinition
 
 from api.caller import Door
+from api.chat_completions import in_openai_words
 from api.problems import PROBLEMS
 from api.request_examples import EXAMPLES, STREAM
 from api.tables import MEDIA_TYPES
@@ -144,6 +145,19 @@ OPENAI_ERROR: Json = {
         }
     },
 }
+# What is shown of each status, with its facts.
+_REFUSED: dict[int, tuple[str, Json]] = {
+    400: ("job_closed", {"status": "completed"}),
+    401: ("unauthorized", {}),
+    403: ("insufficient_credits", {"credits_needed": 1, "credits_available": 0}),
+    404: ("not_found", {"resource": "job"}),
+    405: ("method_not_allowed", {}),
+    409: ("idempotency_in_flight", {}),
+    413: ("payload_too_large", {}),
+    429: ("rate_limited", {"limit": "requests"}),
+    500: ("provider_error", {}),
+    503: ("unavailable", {}),
+}
 _OPENAI = "openai-"  # before the status of what is answered under /v1
 
 
@@ -230,7 +244,7 @@ def document(controllers: Sequence[ControllerRouterHandler], **app: Any) -> Json
             },
             "responses": {
                 **{str(status): _error_response(status) for status in _statuses()},
-                **{f"{_OPENAI}{status}": _error_response(status, "OpenAIError") for status in _statuses()},
+                **{f"{_OPENAI}{status}": _error_response(status, openai=True) for status in _statuses()},
             },
             "securitySchemes": {
                 "bearerAuth": {
@@ -430,12 +444,21 @@ def _statuses() -> list[int]:
     return sorted({entry.status for entry in PROBLEMS.values()})
 
 
-def _error_response(status: int, schema: str | None = None) -> Json:
+def _refused(status: int) -> Json:
+    """An answer of this status."""
+    if status == 422:
+        return dict(VALIDATION_ERROR["example"])
+    code, facts = _REFUSED[status]
+    return {"detail": PROBLEMS[code].detail, "code": code, **facts}
+
+
+def _error_response(status: int, *, openai: bool = False) -> Json:
     codes = sorted(code for code, entry in PROBLEMS.items() if entry.status == status)
-    schema = schema or ("ValidationError" if status == 422 else "Error")
+    schema = "OpenAIError" if openai else "ValidationError" if status == 422 else "Error"
+    example = in_openai_words(_refused(status), status) if openai else _refused(status)
     made: Json = {
         "description": f"One of: {', '.join(codes)}",
-        "content": {"application/json": {"schema": {"$ref": f"#/components/schemas/{schema}"}}},
+        "content": {"application/json": {"schema": {"$ref": f"#/components/schemas/{schema}"}, "example": example}},
     }
     if status in (409, 429, 503):
         made["headers"] = {"Retry-After": _header("Seconds to wait", "integer")}

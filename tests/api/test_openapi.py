@@ -13,6 +13,7 @@ from litestar.routes import HTTPRoute
 from openapi_spec_validator import validate
 
 from api.app import CONTROLLERS, SURROUNDINGS, described
+from api.chat_completions import in_openai_words
 from api.openapi import CALLERS, TAGS, Json, operations_of
 from api.problems import PROBLEMS
 from api.request_examples import EXAMPLES
@@ -141,6 +142,18 @@ def test_every_error_is_described_with_its_codes(document: Json) -> None:
         for code, problem in PROBLEMS.items():
             if problem.status == status:
                 assert code in answer["description"]
+
+
+def test_the_example_of_an_error_is_one_of_its_status(document: Json) -> None:
+    for status in {problem.status for problem in PROBLEMS.values()}:
+        ours, openais = (
+            document["components"]["responses"][f"{prefix}{status}"]["content"]["application/json"]["example"]
+            for prefix in ("", "openai-")
+        )
+        assert status == PROBLEMS[ours["code"]].status
+        assert in_openai_words(ours, status) == openais
+        if status != 422:
+            assert PROBLEMS[ours["code"]].detail == ours["detail"]
 
 
 def test_open_routes_ask_for_nothing_and_sessions_for_a_token(document: Json) -> None:
