@@ -3,6 +3,7 @@
 A request id, the two spellings of a path (`/api/v1/...`, trailing slash), the limit of a body, one log line.
 """
 
+import asyncio
 import re
 import time
 from collections.abc import MutableMapping
@@ -17,6 +18,8 @@ from api.problems import Trouble
 from infra import metrics
 from infra.ids import new_id
 
+SMALL_BODY = 65_536  # bytes: whoever has announced no more may take their time
+BODY_SECONDS = 60.0  # for all others, who fill the memory while they are waited for
 _REQUEST_ID = re.compile(rb"^[A-Za-z0-9._-]{1,128}$")
 _UNPRINTABLE = b"%EF%BF%BD"  # U+FFFD: no id has it, so what is asked for with a NUL in it is simply not found
 
@@ -26,7 +29,8 @@ class Edge:
 
     Args:
         app: what answers.
-        max_body_bytes: larger bodies are answered 413, without being read to their end.
+        max_body_bytes: larger bodies are answered 413, without being read to their end. One that breaks off, or takes
+            too long, is answered 400.
     """
 
     def __init__(self, app: ASGIApp, max_body_bytes: int) -> None:
@@ -58,7 +62,7 @@ class Edge:
             await send(message)
 
         if method != "GET":  # whose body nobody reads
-            receive = self._bounded(headers.get(b"content-length", b"0"), receive)
+            receive = self._bounded(headers, receive)
         try:
             await self._app(scope, receive, send_marked)
         finally:
@@ -73,16 +77,23 @@ class Edge:
             )
             structlog.contextvars.unbind_contextvars("request_id")
 
-    def _bounded(self, declared: bytes, receive: Receive) -> Receive:
-        too_large = declared.isdigit() and int(declared) > self._max_body_bytes
+    def _bounded(self, headers: dict[bytes, bytes], receive: Receive) -> Receive:
+        declared = headers.get(b"content-length", b"")
+        size = int(declared) if declared.isdigit() else None
+        deadline = None if size is not None and size <= SMALL_BODY else asyncio.get_running_loop().time() + BODY_SECONDS
         received = 0
         is_whole = False
 
         async def receive_bounded() -> Any:
             nonlocal received, is_whole
-            if too_large:
+            if size is not None and size > self._max_body_bytes:
                 raise Trouble("payload_too_large")
-            message: MutableMapping[str, Any] = await receive()  # type: ignore[assignment]
+            message: MutableMapping[str, Any]
+            try:
+                async with asyncio.timeout_at(None if is_whole else deadline):
+                    message = await receive()  # type: ignore[assignment]
+            except TimeoutError:
+                raise Trouble("malformed_json") from None
             if message["type"] == "http.disconnect" and not is_whole:
                 raise Trouble("malformed_json")  # it broke off, which is no fault of ours
             is_whole = not message.get("more_body", False)

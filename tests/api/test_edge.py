@@ -1,9 +1,13 @@
 """What is true of every answer: how large a body may be, and which pages may read it."""
 
-import httpx
+import socket
 
-from tests.api.conftest import running
+import httpx
+import pytest
+
+from tests.api.conftest import Server, running
 from tests.api.people import code
+from tests.waiting import PATIENCE_SECONDS
 
 MB = 2**20
 
@@ -29,6 +33,18 @@ def test_a_body_that_nobody_reads_may_have_any_size(database: str) -> None:
         for path in ("/api/jobs", "/api/audit/events"):
             asked = admin.request("GET", path, content=b"x" * 4096, headers={"Accept": "application/x-ndjson"})
             assert asked.is_success
+
+
+@pytest.mark.parametrize("size", ["Content-Length: 100000", "Transfer-Encoding: chunked"])
+def test_a_large_body_that_does_not_come_is_not_waited_for(
+    server: Server, monkeypatch: pytest.MonkeyPatch, size: str
+) -> None:
+    monkeypatch.setattr("api.edge.BODY_SECONDS", 0.1)
+    url = httpx.URL(server.url)
+    with socket.create_connection((url.host, url.port or 0), PATIENCE_SECONDS) as connection:
+        connection.sendall(f"POST /api/admin-users/login HTTP/1.1\r\nHost: here\r\n{size}\r\n\r\n".encode())
+        answer = connection.makefile("rb").read()
+    assert (True, True) == (answer.startswith(b"HTTP/1.1 400 "), b'"code":"malformed_json"' in answer)
 
 
 # -- pages of other origins --------------------------------------------------------------------------------------------
