@@ -1,7 +1,7 @@
 """The one place where things are built and joined."""
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from datetime import timedelta
 from functools import partial
@@ -175,19 +175,23 @@ def described() -> dict[str, Any]:
     return document(CONTROLLERS, **SURROUNDINGS)
 
 
-def create_app(settings: Settings, dsn: str, *, works: bool = True) -> ASGIApp:
+def create_app(
+    settings: Settings, dsn: str, *, works: bool = True, opened: Callable[[House], None] = lambda house: None
+) -> ASGIApp:
     """The application of one process.
 
     Args:
         settings: what to run with.
         dsn: the PostgreSQL to work on, migrated.
         works: whether it also does the background work, or leaves that to others.
+        opened: called on the event loop before anybody is let in.
     """
 
     @asynccontextmanager
     async def living(app: Litestar) -> AsyncIterator[None]:
         async with open_house(settings, dsn, works=works) as house:
             app.state.house = house
+            opened(house)
             yield
 
     app = Litestar(
@@ -210,6 +214,7 @@ def create_app(settings: Settings, dsn: str, *, works: bool = True) -> ASGIApp:
 
 
 FIRST_TABLES_SECONDS = 5.0
+SETTLING_SECONDS = 5.0  # for what was broken off to be put on record
 
 
 @asynccontextmanager
@@ -276,6 +281,8 @@ async def open_house(settings: Settings, dsn: str, *, works: bool = True) -> Asy
         await scheduler.stop()
         patience = settings.shutdown_timeout_seconds
         await asyncio.gather(house.background.drain(patience), sender.stop(patience))
+        house.models.cut()
+        await house.background.drain(SETTLING_SECONDS)
         await house.models.close()
         await ledger.stop()
         await engine.stop()

@@ -21,7 +21,7 @@ import structlog
 import uvloop
 from granian.constants import Interfaces, Loops
 from granian.log import LogLevels
-from granian.server import Server
+from granian.server import MPServer
 
 from api.database import database
 from infra import log as logging
@@ -32,7 +32,11 @@ from infra.version import VERSION
 if TYPE_CHECKING:
     from litestar.types import ASGIApp
 
+    from api.house import House
+
 log = structlog.get_logger()
+
+ENDING = signal.SIGUSR1  # tells a worker, before SIGTERM does, that its time has begun to run out
 
 
 def serve(settings: Settings, *, api_only: bool = False) -> None:
@@ -50,7 +54,7 @@ def serve(settings: Settings, *, api_only: bool = False) -> None:
         log.info("key.in_file", path=str(file))
     with _database(settings):
         log.info("server.starting", address=f"http://{settings.host}:{settings.port}", version=VERSION)
-        Server(
+        _Server(
             "api.server:answering_worker" if api_only else "api.server:worker",
             factory=True,
             address=settings.host,
@@ -67,6 +71,16 @@ def serve(settings: Settings, *, api_only: bool = False) -> None:
             log_level=LogLevels.warning,
             log_dictconfig={"loggers": {"_granian": {"propagate": True}}},
         ).serve()
+
+
+class _Server(MPServer):
+    """Granian lets requests end before a worker's application hears that it has to, however long they take."""
+
+    def shutdown(self, exit_code: int = 0) -> None:
+        for worker in self.wrks:
+            if worker.inner.is_alive():
+                os.kill(worker.inner.pid, ENDING)
+        super().shutdown(exit_code)  # type: ignore[no-untyped-call]
 
 
 @contextmanager
@@ -103,9 +117,18 @@ def _application(*, works: bool) -> "ASGIApp":
 
     settings = Settings.from_environment(os.environ)
     logging.configure(settings.log_level, settings.log_format)
+    signal.signal(ENDING, signal.SIG_IGN)  # there is nothing to break off yet
     Thread(target=_end_with_the_first_process, name="watch", daemon=True).start()
     _collect_less_often()
-    return create_app(settings, settings.database_url or EmbeddedServer(settings.data_dir).dsn, works=works)
+    dsn = settings.database_url or EmbeddedServer(settings.data_dir).dsn
+    return create_app(settings, dsn, works=works, opened=_break_off_in_time)
+
+
+def _break_off_in_time(house: "House") -> None:
+    """What is still asked of a model when the time for it is over is broken off, so that its end is put on record."""
+    loop = asyncio.get_running_loop()
+    patience = house.settings.shutdown_timeout_seconds
+    loop.add_signal_handler(ENDING, lambda: loop.call_later(patience, house.models.cut))
 
 
 def _end_with_the_first_process() -> None:
@@ -114,7 +137,8 @@ def _end_with_the_first_process() -> None:
     first = multiprocessing.parent_process()
     assert first is not None
     first.join()
-    os.kill(os.getpid(), signal.SIGTERM)
+    for order in (ENDING, signal.SIGTERM):
+        os.kill(os.getpid(), order)
 
 
 def _collect_less_often() -> None:

@@ -13,7 +13,8 @@ Nothing here retries: each target is tried once, and the caller's fallbacks are 
 """
 
 import asyncio
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Iterator
+from contextlib import aclosing, contextmanager
 from typing import Any, Literal
 
 from domain.pricing import Price
@@ -83,6 +84,8 @@ class Models:
         self._echo = Echo()
         self._wire = OpenAIWire(timeout_s, connections)
         self._litellm = ViaLiteLLM(timeout_s)
+        self._asking: set[asyncio.Task[Any]] = set()
+        self._is_cut = asyncio.Event()
 
     async def start(self) -> None:
         """Open what the event loop needs and read the price list. Takes 50 ms; does not import LiteLLM."""
@@ -92,8 +95,15 @@ class Models:
         """Import LiteLLM, in a thread, for whoever knows that it will be needed."""
         await self._litellm.warm()
 
+    def cut(self) -> None:
+        """Break off what is being asked and ask nobody any more, since the process has to end: each call fails as if
+        its provider had gone."""
+        self._is_cut.set()
+        for task in self._asking:
+            task.cancel()
+
     async def close(self) -> None:
-        """Close every connection; calls in flight fail."""
+        """Close every connection."""
         await self._wire.close()
         await self._litellm.close()
 
@@ -104,16 +114,37 @@ class Models:
             ProviderFailure: there was none; `falls_back` says whether another target may be asked.
         """
         target = _spelled(target)
-        return await self._transport(target).complete(target, request)
+        with self._until_cut():
+            return await self._transport(target).complete(target, request)
 
-    def stream(self, target: Target, request: ChatRequest) -> AsyncGenerator[Chunk, None]:
+    async def stream(self, target: Target, request: ChatRequest) -> AsyncGenerator[Chunk, None]:
         """Ask a model and hand out each piece as it comes. `aclose()` of the generator hangs up.
 
         Raises:
             ProviderFailure: at the first `anext` if there is no answer, later if it broke off.
         """
         target = _spelled(target)
-        return self._transport(target).stream(target, request)
+        with self._until_cut():
+            async with aclosing(self._transport(target).stream(target, request)) as chunks:
+                async for chunk in chunks:
+                    yield chunk
+
+    @contextmanager
+    def _until_cut(self) -> Iterator[None]:
+        task = asyncio.current_task()
+        assert task is not None
+        if self._is_cut.is_set():
+            raise ProviderFailure("error", "the server is stopping")
+        self._asking.add(task)
+        try:
+            yield
+        except asyncio.CancelledError:
+            if not self._is_cut.is_set():
+                raise
+            task.uncancel()
+            raise ProviderFailure("error", "the server is stopping") from None
+        finally:
+            self._asking.discard(task)
 
     def _transport(self, target: Target) -> Transport:
         if target.provider == DEMO:

@@ -150,6 +150,31 @@ def test_sigterm_settles_the_call_in_flight_and_ends_with_0(data_dir: Path, prov
     assert settled["status"] == "completed"
 
 
+def test_sigterm_ends_calls_that_take_too_long_and_puts_their_end_on_record(data_dir: Path, provider: FakeProvider):
+    with (
+        serving(data_dir, SHUTDOWN_TIMEOUT_SECONDS="0.5") as served,
+        served.client() as admin,
+        ThreadPoolExecutor() as threads,
+    ):
+        team = make_team(served, admin)
+        whole, pieces = make_alias(admin, provider, "hang"), make_alias(admin, provider, "hang-after-3")
+        job_id = team.job()
+        asked = provider.calls["hang"]
+        answer = threads.submit(call, team, job_id, whole)
+        provider.until(lambda provider: provider.calls["hang"] > asked)
+        with stream(team, job_id, pieces) as streamed:
+            lines = streamed.iter_lines()
+            until(lambda: "content" in next(lines))
+            assert served.stop() == 0
+            told = list(lines)
+        assert (500, "provider_error") == (answer.result().status_code, answer.result().json()["code"])
+        assert "provider_error" in "".join(told)
+
+    with serving(data_dir) as served:
+        settled = again(served, team).get(f"/api/jobs/{job_id}").json()["calls"]
+    assert [("failed", "provider_error")] * 2 == [(each["status"], each["error"]) for each in settled]
+
+
 def test_workers_end_when_the_process_that_watches_over_them_is_killed(data_dir: Path):
     with serving(data_dir, WORKERS="2") as served:
         served.process.kill()

@@ -1,6 +1,7 @@
 """Both transports, against a provider over real HTTP: what one does, the other does."""
 
 import asyncio
+import contextlib
 import copy
 import gc
 import ipaddress
@@ -25,6 +26,7 @@ from infra.llm.echo import last_words
 from infra.llm.openai_wire import KEEPALIVE_S
 from infra.llm.providers import LEAN
 from tests.provider import HELLO, FakeProvider, event, pieces, whole
+from tests.waiting import eventually
 
 # LiteLLM's dependencies warn as they like; none of it is ours.
 pytestmark = pytest.mark.filterwarnings("ignore:::pydantic", "ignore::DeprecationWarning", "ignore::ResourceWarning")
@@ -425,6 +427,31 @@ def test_the_first_text_is_here_before_the_last_is_written(talk: Talk) -> None:
             await stream.aclose()
 
     assert "Hello " == talk.run(first())
+
+
+@pytest.mark.parametrize("transport", ["auto", "litellm"])
+def test_what_is_asked_when_the_server_has_to_end_fails_and_nothing_is_asked_any_more(
+    provider: FakeProvider, transport: Transport
+) -> None:
+    with contextlib.closing(Talk(provider, transport)) as talk:
+        chunks: list[Chunk] = []
+
+        async def story() -> None:
+            asked = provider.calls["hang"]
+            whole = asyncio.create_task(talk.models.complete(talk.target("hang"), ChatRequest(HI)))
+            left = asyncio.create_task(talk.models.complete(talk.target("hang"), ChatRequest(HI)))
+            streamed = asyncio.create_task(collect(talk.open("hang-after-2"), chunks))
+            await eventually(lambda: provider.calls["hang"] == asked + 2 and text(chunks) != "")
+            left.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await left
+            talk.models.cut()
+            late = talk.models.complete(talk.target("gpt-ok"), ChatRequest(HI))
+            for each in (whole, streamed, late, collect(talk.open("gpt-ok"))):
+                with pytest.raises(ProviderFailure, match="the server is stopping"):
+                    await each
+
+        talk.run(story())
 
 
 def test_closing_a_stream_hangs_up(talk: Talk) -> None:
