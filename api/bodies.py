@@ -21,7 +21,7 @@ from msgspec import Meta
 
 from api.problems import Invalid, Trouble, kind_of
 from domain.errors import InvalidValue
-from domain.pricing import BudgetMode, ChargePolicy
+from domain.pricing import MOST_CREDITS, BudgetMode, ChargePolicy
 from domain.team import RefillPeriod
 
 # Ids and names travel in paths, headers and logs: no slash in ids, nothing unprintable in either. (To Python, `$` alone
@@ -50,8 +50,8 @@ Name255 = Annotated[str, Meta(min_length=1, max_length=255, pattern=NO_CONTROL)]
 Text200 = Annotated[str, Meta(max_length=200)]
 Text500 = Annotated[str, Meta(max_length=500)]
 Text1000 = Annotated[str, Meta(max_length=1000)]
-Credits = Annotated[int, Meta(ge=0, le=1_000_000_000_000)]
-PositiveCredits = Annotated[int, Meta(ge=1, le=1_000_000_000_000)]
+Credits = Annotated[int, Meta(ge=0, le=MOST_CREDITS)]
+PositiveCredits = Annotated[int, Meta(ge=1, le=MOST_CREDITS)]
 
 
 def named(words: Iterable[str]) -> Meta:

@@ -25,6 +25,7 @@ from api.printing import statement
 from domain.credit import Account, CreditMovement, CreditsGranted, GrantCredits, grant_to_team, require_account
 from domain.errors import NotFound, Refusal
 from domain.event import Command, Event
+from domain.pricing import MOST_CREDITS
 from domain.streams import CREDIT, KEY, TEAM
 from domain.team import IssueKey, issue_key
 from domain.user import Role, User
@@ -267,7 +268,7 @@ def rebuild(
 @credits_app.command("grant")
 def grant(
     team: Team,
-    amount: Annotated[int, typer.Argument(min=1, max=1_000_000_000_000, help="How many credits.")],
+    amount: Annotated[int, typer.Argument(min=1, max=MOST_CREDITS, help="How many credits.")],
     reason: Annotated[str | None, typer.Option(help="What the ledger entry says.")] = None,
     as_json: AsJson = False,
 ) -> None:

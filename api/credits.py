@@ -36,7 +36,7 @@ from domain.charging import RefundJob, refund_job
 from domain.credit import Account, CreditMovement, GrantCredits, GrantKind, grant_to_team, require_account
 from domain.errors import NotFound
 from domain.event import Command, Event
-from domain.pricing import BudgetMode
+from domain.pricing import MOST_CREDITS, BudgetMode
 from domain.streams import CREDIT, JOB, TEAM
 from domain.team import (
     ChangeBudget,
@@ -61,7 +61,7 @@ PAID = "purchase"  # where credits come from that were paid for
 # An id from a path or query that cannot be one is simply not found.
 _CAN_BE_AN_ID = re.compile(r"^[^/\x00-\x1f\x7f\ufffd]{1,255}$")
 
-CreditsNeeded = Annotated[int, QueryParameter(ge=1, le=1_000_000_000_000, description="How many credits it takes")]
+CreditsNeeded = Annotated[int, QueryParameter(ge=1, le=MOST_CREDITS, description="How many credits it takes")]
 AsOf = Annotated[str | None, QueryParameter(description="A moment (ISO), or a position of the journal")]
 
 

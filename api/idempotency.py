@@ -26,6 +26,7 @@ from litestar import Request, Response
 from api.bodies import printable
 from api.house import House
 from api.problems import Invalid, Trouble
+from domain.event import UNREADABLE
 from infra.ids import new_id
 from infra.journal import Answer
 from infra.ledger import ClaimLost, Receipt
@@ -254,7 +255,7 @@ def _canonical(body: bytes) -> bytes:
     """The body without the order of its keys and its white space."""
     try:
         return msgspec.json.encode(msgspec.json.decode(printable(body)), order="deterministic")
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+    except UNREADABLE:
         return body
 
 

@@ -10,6 +10,7 @@ from api.bodies import printable
 from api.house import House
 from api.problems import Trouble
 from domain import catalog as names
+from domain.event import UNREADABLE
 from domain.job import Job
 from domain.streams import JOB, TEAM, THE_CATALOG
 from domain.team import Team
@@ -99,6 +100,6 @@ async def estimate_prompt(house: House, team: Team, body: dict[str, Any]) -> int
 def _object(body: bytes) -> dict[str, Any]:
     try:
         parsed = msgspec.json.decode(printable(body))
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+    except UNREADABLE:
         return {}
     return parsed if isinstance(parsed, dict) else {}

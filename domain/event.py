@@ -14,6 +14,8 @@ Json = Any
 JsonObject = Mapping[str, Json]
 Unset = UnsetType
 """In a command: leave it as it is, where None would say something."""
+UNREADABLE = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
+"""What msgspec raises of bytes that are not what they should be: no JSON, no UTF-8, or nested too deeply."""
 
 
 class _Sealed(msgspec.StructMeta):

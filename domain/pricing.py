@@ -19,7 +19,7 @@ _EIGHT = Decimal("0.00000001")
 _MILLION = Decimal(1_000_000)
 _HUNDRED = Decimal(100)
 ZERO = Decimal(0)
-MOST_CREDITS = 1_000_000_000_000  # of one grant, hold or charge
+MOST_CREDITS = 1_000_000_000_000  # of one grant, hold, charge or whatever else says how many
 
 
 class Price(msgspec.Struct, frozen=True):

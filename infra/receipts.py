@@ -26,6 +26,7 @@ from psycopg import Connection as BlockingConnection
 from psycopg import errors
 from psycopg.rows import class_row
 
+from domain.event import UNREADABLE
 from infra import merkle
 from infra.journal import Connection
 from infra.merkle import TILE, Frontier, Range, Run
@@ -125,7 +126,7 @@ def statement_of(topic: str, state: bytes) -> bytes | None:
         return None
     try:
         event = msgspec.json.decode(state)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+    except UNREADABLE:
         return None
     if not isinstance(event, dict):
         return None

@@ -20,7 +20,7 @@ from psycopg.sql import SQL, Composed, Identifier
 
 from infra import journal
 from infra.journal import Connection
-from projections.audit import MOST_FINDINGS, Report
+from projections.audit import HEAD, MOST_FINDINGS, STAND_SOMEWHERE, VERSIONS, Report
 from projections.projection import Batch, Projection, wanted
 from projections.standing import project_rows, tracked
 
@@ -34,10 +34,6 @@ Progress = Callable[[int, int], None]
 _HAS_READ_MODELS = """
 select to_regclass('readmodel.tracking') is not null and to_regclass('readmodel.definitions') is not null
 """
-_STAND_SOMEWHERE = "select count(*) = 1 and count(position) = 1 from readmodel.tracking"
-_ENDS = """
-select coalesce((select max(position) from journal.head), (select max(notification_id) from journal.events), 0)
-"""
 _MAY_MAKE_TABLES = "select not pg_is_in_recovery() and has_database_privilege(current_database(), 'temporary')"
 _ENTER: LiteralString = """
 set temp_buffers = '64MB';
@@ -45,7 +41,6 @@ set search_path = pg_temp;
 set statement_timeout = 0;
 set plan_cache_mode = force_custom_plan;
 """
-_VERSIONS = "select projection, version from readmodel.definitions"
 _TRANSACTION = "select mod(pg_current_xact_id_if_assigned()::text::numeric, 4294967296)::bigint"  # as xmin has it
 
 _SHAPE = """
@@ -99,7 +94,7 @@ async def compare_rows(
         report: of an audit of the same database. Rows that it names already are not named again.
         progress: called with the position reached and the one to be reached.
     """
-    if not (await _is_so(connection, _HAS_READ_MODELS) and await _is_so(connection, _STAND_SOMEWHERE)):
+    if not (await _is_so(connection, _HAS_READ_MODELS) and await _is_so(connection, STAND_SOMEWHERE)):
         return
     if not await _is_so(connection, _MAY_MAKE_TABLES):
         report.skip("rows of read models, since no temporary tables can be made here")
@@ -162,7 +157,7 @@ class _Afresh:
         return found
 
     async def _version(self, projection: Projection) -> int | None:
-        versions = await _rows(self._connection, _VERSIONS)
+        versions = await _rows(self._connection, VERSIONS)
         return next((int(version) for name, version in versions if name == projection.name), None)
 
     async def _begin(self) -> None:
@@ -203,7 +198,7 @@ class _Afresh:
         return following if first <= following else min(self._position + BATCH_EVENTS, first - 1, until)
 
     async def _until(self) -> int:
-        [(end,)] = await _rows(self._connection, _ENDS)
+        [(end,)] = await _rows(self._connection, HEAD)
         return min(await tracked(self._connection), int(end))
 
     async def _project(self, until: int) -> None:

@@ -355,7 +355,7 @@ CHECKS_AT_THE_END: tuple[Callable[[Books], Located], ...] = (
 # -- reading -----------------------------------------------------------------------------------------------------------
 
 # Without a head, which somebody may have removed, the journal ends with its last event.
-_HEAD = """
+HEAD = """
 select coalesce((select max(position) from journal.head), (select max(notification_id) from journal.events), 0)
 """
 _EVENTS = """
@@ -370,9 +370,9 @@ _MISSING = """
 select name from unnest(array['readmodel.tracking', 'readmodel.definitions']) as needed (name)
 where to_regclass(name) is null
 """
-_STANDING = "select count(*) = 1 and count(position) = 1 from readmodel.tracking"
+STAND_SOMEWHERE = "select count(*) = 1 and count(position) = 1 from readmodel.tracking"
 _TRACKED = "select position from readmodel.tracking"
-_VERSIONS = "select projection, version from readmodel.definitions"
+VERSIONS = "select projection, version from readmodel.definitions"
 _TRANSACTIONS = """
 select position, transaction_id::text, team_id, organization_id, job_id::text, transaction_type, source,
        credits_amount, credits_before, credits_after, held_after, allocated_after, reason, payment_amount_usd,
@@ -463,7 +463,7 @@ class _Audit:
         report.checks = [check.__name__ for check in (*CHECKS, *CHECKS_AT_THE_END)]
         has_read_models = self._has_read_models()
         tracked = self._number(_TRACKED) if has_read_models else 0  # before the head, behind which it never is
-        head = self._number(_HEAD)
+        head = self._number(HEAD)
         if tracked > head:
             report.add("read_models", head, "readmodel.tracking", f"stands at {tracked}, the journal ends at {head}")
         elif has_read_models:
@@ -491,7 +491,7 @@ class _Audit:
             self._report.add("read_models", None, name, "the table is missing")
         if missing:
             return False
-        if self._connection.execute(_STANDING.encode()).fetchall() != [(True,)]:
+        if self._connection.execute(STAND_SOMEWHERE.encode()).fetchall() != [(True,)]:
             self._report.add("read_models", None, "readmodel.tracking", "does not say where the read models stand")
             return False
         return True
@@ -504,7 +504,7 @@ class _Audit:
 
     def _in_place(self) -> set[str]:
         """The read models whose tables mean what this program means by them."""
-        versions = dict(self._connection.execute(_VERSIONS).fetchall())
+        versions = dict(self._connection.execute(VERSIONS).fetchall())
         ours: Sequence[Projection] = (TRANSACTIONS, BALANCES, JOBS, CALLS)
         same = {each.name for each in ours if versions.get(each.name, each.version) == each.version}
         for each in ours:
@@ -598,7 +598,7 @@ class _Audit:
         if BALANCES.name not in self._compared:
             return 0
         with self._as_of_one_moment(BALANCES.name, TRANSACTIONS.name):
-            tracked, head = self._number(_TRACKED), self._number(_HEAD)
+            tracked, head = self._number(_TRACKED), self._number(HEAD)
             self._replay(tracked, head, compare=True)
             if BALANCES.name not in self._compared:
                 return head

@@ -12,7 +12,7 @@ import msgspec
 from psycopg.rows import class_row
 
 from domain.credit import Account
-from domain.event import Event
+from domain.event import UNREADABLE, Event
 from domain.streams import CREDIT, JOB, SHORTAGE, STATEMENT, TEAM, decode
 from infra.journal import Connection, PoisonEvent
 from projections.reading import fetch_one
@@ -122,7 +122,7 @@ def signature_of(state: bytes) -> Signature | None:
     try:
         state.decode()  # which is not asked of what is skipped
         return msgspec.json.decode(state, type=Signature)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+    except UNREADABLE:
         return None
 
 

@@ -23,6 +23,7 @@ import aiohttp
 import certifi
 import msgspec
 
+from domain.event import UNREADABLE
 from infra.llm.providers import LEAN, Dialect, api_base_from_environment, api_key_from_environment
 from infra.llm.shapes import (
     ChatRequest,
@@ -46,7 +47,6 @@ CONNECT_TIMEOUT_S: Final = 10.0
 # written into one that is just being closed: a POST cannot be repeated without asking who has been billed.
 KEEPALIVE_S: Final = 4.0
 END_S = 0.2  # for the end of a body behind the end of its answer
-UNREADABLE: Final = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)  # as JSON; the last one nests too deeply
 
 
 class OpenAIWire:
